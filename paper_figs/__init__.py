@@ -1,0 +1,1 @@
+"""Figures of the papers and of this lab, one script each."""

@@ -1,0 +1,1 @@
+"""The real implementation: measures what the simulator predicts."""

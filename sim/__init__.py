@@ -1,0 +1,1 @@
+"""The simulator: predicts the speedup of speculative decoding without a GPU."""
