@@ -1,0 +1,166 @@
+"""What one forward costs: seconds as a function of batch, new tokens and context.
+
+A model of latency is anything with `forward_seconds`. Arguments broadcast; numbers give a float.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from sim.theory import FloatArray, check_cost
+
+AXES = ("batch", "new_tokens", "context")
+
+
+class LatencyModel(Protocol):
+    """Anything that prices a forward."""
+
+    def forward_seconds(self, batch: ArrayLike, new_tokens: ArrayLike, context: ArrayLike) -> FloatArray:
+        """Seconds of one forward.
+
+        Args:
+            batch: requests in the forward.
+            new_tokens: tokens that each request feeds in.
+            context: tokens that each request had before the forward.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ConstantLatency:
+    """Every forward takes the same time."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        check_cost("seconds", self.seconds)
+
+    def forward_seconds(self, batch: ArrayLike, new_tokens: ArrayLike, context: ArrayLike) -> FloatArray:
+        """Seconds of one forward; see `LatencyModel`. Arrays come back as read-only views of one number."""
+        shape = np.broadcast_shapes(np.shape(batch), np.shape(new_tokens), np.shape(context))
+        return np.broadcast_to(np.float64(self.seconds), shape)[()]
+
+
+@dataclass(frozen=True)
+class AffineLatency:
+    """A fixed part (weights are read once), a part per new token (arithmetic), a part per token of KV cache read."""
+
+    fixed_seconds: float
+    seconds_per_token: float = 0.0
+    """for each of batch * new_tokens"""
+    seconds_per_kv_token: float = 0.0
+    """for each of batch * context"""
+
+    def __post_init__(self) -> None:
+        for name in ("fixed_seconds", "seconds_per_token", "seconds_per_kv_token"):
+            check_cost(name, getattr(self, name))
+
+    def forward_seconds(self, batch: ArrayLike, new_tokens: ArrayLike, context: ArrayLike) -> FloatArray:
+        """Seconds of one forward; see `LatencyModel`."""
+        per_token = self.seconds_per_token * np.asarray(new_tokens, dtype=np.float64)
+        per_kv_token = self.seconds_per_kv_token * np.asarray(context, dtype=np.float64)
+        return self.fixed_seconds + np.asarray(batch, dtype=np.float64) * (per_token + per_kv_token)
+
+
+@dataclass(frozen=True, eq=False)
+class TableLatency:
+    """Measured forwards on a full grid, interpolated linearly in batch, new tokens and context.
+
+    An axis with a single value is constant in it. Outside the grid a forward is refused, or, with `extrapolate`,
+    continues the outermost cell's line.
+    """
+
+    rows: pd.DataFrame | Sequence[Mapping[str, float]]
+    """one row per grid point: batch, new_tokens, context, seconds"""
+    extrapolate: bool = False
+    axes: tuple[FloatArray, ...] = field(init=False, repr=False)
+    """sorted distinct values of batch, new_tokens and context"""
+    grid: FloatArray = field(init=False, repr=False)
+    """seconds [batch, new_tokens, context]"""
+
+    def __post_init__(self) -> None:
+        table = pd.DataFrame(self.rows)
+        missing = [name for name in (*AXES, "seconds") if name not in table]
+        if missing or table.empty:
+            raise ValueError(f"a latency table needs rows of batch, new_tokens, context and seconds; missing {missing}")
+        table = table[[*AXES, "seconds"]].astype(np.float64)
+        for name in table.columns:
+            check_cost(name, table[name])
+        twice = table.duplicated(list(AXES))
+        if twice.any():
+            point = table.loc[twice, list(AXES)].iloc[0].to_dict()
+            raise ValueError(f"latency table measures {point} more than once; give one (the median) per grid point")
+        axes = tuple(np.unique(table[name]) for name in AXES)
+        full = pd.MultiIndex.from_product(axes, names=AXES)
+        seconds = table.set_index(list(AXES))["seconds"].reindex(full)
+        if seconds.isna().any():
+            point = dict(zip(AXES, seconds.index[seconds.isna()][0], strict=True))
+            raise ValueError(f"latency table is not a full grid: {point} is missing; measure it, or drop its line")
+        object.__setattr__(self, "axes", axes)
+        object.__setattr__(self, "grid", seconds.to_numpy().reshape([len(axis) for axis in axes]))
+
+    def forward_seconds(self, batch: ArrayLike, new_tokens: ArrayLike, context: ArrayLike) -> FloatArray:
+        """Seconds of one forward; see `LatencyModel`.
+
+        Raises:
+            ValueError: a point lies outside the grid (without `extrapolate`), or extrapolates to a negative time.
+        """
+        located = [
+            self._locate(name, axis, np.asarray(values, dtype=np.float64))
+            for name, axis, values in zip(AXES, self.axes, (batch, new_tokens, context), strict=True)
+        ]
+        seconds: FloatArray = np.float64(0.0)  # type: ignore[assignment]  # grows to the broadcast shape below
+        for corner in itertools.product((0, 1), repeat=len(AXES)):
+            if any(high and len(axis) == 1 for high, axis in zip(corner, self.axes, strict=True)):
+                continue
+            index = tuple(low + high for (low, _), high in zip(located, corner, strict=True))
+            weights = [weight if high else 1 - weight for (_, weight), high in zip(located, corner, strict=True)]
+            seconds = seconds + weights[0] * weights[1] * weights[2] * self.grid[index]
+        if self.extrapolate and np.any(seconds < 0):
+            raise ValueError(f"latency table extrapolates to {np.min(seconds):g} seconds; measure nearer to the point")
+        return seconds
+
+    def _locate(self, name: str, axis: FloatArray, values: FloatArray) -> tuple[NDArray[np.intp], FloatArray]:
+        """The cell that holds each value, and how far into it the value lies (0 to 1 inside the grid)."""
+        if len(axis) == 1:
+            return np.zeros(values.shape, dtype=np.intp), np.zeros(values.shape)
+        outside = ~((values >= axis[0]) & (values <= axis[-1]))
+        if outside.any() and not (self.extrapolate and np.isfinite(values).all()):
+            raise ValueError(
+                f"{name} {values[outside][0]:g} is outside the measured {axis[0]:g} to {axis[-1]:g}; "
+                "measure there, or pass extrapolate=True to continue the last line"
+            )
+        cell = np.clip(np.searchsorted(axis, values, side="right") - 1, 0, len(axis) - 2)
+        return cell, (values - axis[cell]) / (axis[cell + 1] - axis[cell])
+
+
+def latency_from_json(value: Mapping[str, Any]) -> LatencyModel:
+    """Build a latency model from its JSON form.
+
+    `{"kind": "constant", "seconds": s}`, `{"kind": "affine", "fixed_seconds": s, "seconds_per_token": s,
+    "seconds_per_kv_token": s}` or `{"kind": "table", "rows": [{"batch": n, "new_tokens": n, "context": n,
+    "seconds": s}, ...]}`; other keys are the model's own fields.
+
+    Raises:
+        ValueError: the kind is unknown, a field is missing or unknown, or the model refuses its values.
+    """
+    fields = {name: entry for name, entry in value.items() if name != "kind"}
+    try:
+        match value.get("kind"):
+            case "constant":
+                return ConstantLatency(**fields)
+            case "affine":
+                return AffineLatency(**fields)
+            case "table":
+                return TableLatency(**fields)
+            case kind:
+                raise ValueError(f"latency kind must be 'constant', 'affine' or 'table', got {kind!r}")
+    except TypeError as error:
+        raise ValueError(f"latency {dict(value)} does not fit its kind: {error}") from error
