@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sim.theory import check_gamma, check_probability, expected_tokens, expected_tokens_per_position
 
@@ -50,7 +50,7 @@ class IidAcceptance:
 
     def sample(self, rng: np.random.Generator, gamma: int, rounds: int, requests: int = 1) -> Draws:
         """Draw rounds; see `AcceptanceModel`. One random number a round."""
-        return full_drafts(gamma, truncated_geometric(rng, np.float64(self.alpha), gamma, (requests, rounds)))
+        return full_drafts(gamma, accepted_before_rejection(rng, iid_marginal(self.alpha, gamma), (requests, rounds)))
 
     def expected_block_efficiency(self, gamma: int) -> float:
         """Leviathan et al. 2023, eq. 1."""
@@ -75,10 +75,8 @@ class PerPositionAcceptance:
         return np.asarray(self.conditional)[np.minimum(np.arange(int(check_gamma(gamma))), depth - 1)]
 
     def sample(self, rng: np.random.Generator, gamma: int, rounds: int, requests: int = 1) -> Draws:
-        """Draw rounds; see `AcceptanceModel`. One random number a round, through the inverse of the distribution."""
-        marginal = np.cumprod(self.at(gamma))
-        rejected = np.searchsorted(marginal[::-1], rng.random((requests, rounds)), side="right")
-        return full_drafts(gamma, gamma - rejected)
+        """Draw rounds; see `AcceptanceModel`. One random number a round."""
+        return full_drafts(gamma, accepted_before_rejection(rng, np.cumprod(self.at(gamma), dtype=np.float64), (requests, rounds)))
 
     def expected_block_efficiency(self, gamma: int) -> float:
         """One plus the sum of marginal acceptances."""
@@ -100,7 +98,7 @@ class BetaAcceptance:
     def sample(self, rng: np.random.Generator, gamma: int, rounds: int, requests: int = 1) -> Draws:
         """Draw rounds; see `AcceptanceModel`."""
         alpha = rng.beta(self.a, self.b, size=(requests, 1))
-        return full_drafts(gamma, truncated_geometric(rng, alpha, gamma, (requests, rounds)))
+        return full_drafts(gamma, accepted_before_rejection(rng, iid_marginal(alpha, gamma), (requests, rounds)))
 
     def expected_block_efficiency(self, gamma: int) -> float:
         """One plus the first gamma moments of Beta(a, b), whose successive ratios are (a + i)/(a + b + i)."""
@@ -133,7 +131,7 @@ class MarkovAcceptance:
             return full_drafts(0, np.zeros((requests, rounds), dtype=np.int64))
         whole_before = rng.random((requests, 1)) < self._whole_rounds(gamma)
         first = rng.random((requests, rounds))
-        rest = truncated_geometric(rng, np.float64(self.after_accept), gamma - 1, (requests, rounds))
+        rest = accepted_before_rejection(rng, iid_marginal(self.after_accept, gamma - 1), (requests, rounds))
         whole_if_whole = (first < self.after_accept) & (rest == gamma - 1)
         whole_if_not = (first < self.after_reject) & (rest == gamma - 1)
         forgets = whole_if_whole == whole_if_not
@@ -260,27 +258,31 @@ class PartialProposals:
         return float(np.dot(self.available, inner))
 
 
-def truncated_geometric(
-    rng: np.random.Generator, alpha: NDArray[np.float64] | np.float64, gamma: int, shape: tuple[int, int]
-) -> IntArray:
-    """Tokens accepted before the first rejection, at most gamma.
+def iid_marginal(alpha: ArrayLike, gamma: int) -> NDArray[np.float64]:
+    """Marginal acceptance alpha, alpha^2, ..., alpha^gamma of iid tokens [gamma, ...] for alpha [...]."""
+    alpha = np.asarray(alpha, dtype=np.float64)
+    return np.cumprod(np.broadcast_to(alpha, (int(check_gamma(gamma)), *alpha.shape)), axis=0)
 
-    P(at least k) = alpha^k is P(E >= k * -log alpha) for a standard exponential E, so floor(E / -log alpha) is exact.
+
+def accepted_before_rejection(
+    rng: np.random.Generator, marginal: NDArray[np.float64], shape: tuple[int, int]
+) -> IntArray:
+    """Accepted tokens by the inverse of their distribution: one uniform u a round, and one token for each u < marginal.
 
     Args:
         rng: the source of randomness.
-        alpha: acceptance rate, one number or [requests, 1].
-        gamma: draft length in tokens.
+        marginal: marginal acceptance by position, falling [gamma] or [gamma, requests, 1].
         shape: (requests, rounds).
 
     Returns:
-        Accepted tokens [requests, rounds].
+        Accepted tokens [requests, rounds], at most gamma.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        run = rng.standard_exponential(shape)
-        run /= np.abs(np.log(alpha))
-    # alpha = 1 divides by zero: an infinite run, and fmin drops the NaN of the one draw that can be 0/0
-    return np.fmin(run, gamma, out=run).astype(np.int64)
+    uniform = rng.random(shape)
+    # the narrowest integers keep the loop over positions in cache
+    accepted = np.zeros(shape, dtype=np.min_scalar_type(len(marginal)))
+    for level in marginal:
+        accepted += uniform < level
+    return accepted.astype(np.int64)
 
 
 def full_drafts(gamma: int, accepted: IntArray) -> Draws:

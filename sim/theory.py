@@ -84,7 +84,7 @@ def expected_tokens_per_position(conditional: ArrayLike) -> FloatArray:
     Returns:
         Expected tokens [...].
     """
-    marginal: FloatArray = np.cumprod(check_probability("conditional acceptance", conditional), axis=-1)
+    marginal = np.cumprod(check_probability("conditional acceptance", conditional), axis=-1, dtype=np.float64)
     return np.asarray(1.0 + marginal.sum(axis=-1))[()]
 
 
