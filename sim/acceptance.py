@@ -76,7 +76,8 @@ class PerPositionAcceptance:
 
     def sample(self, rng: np.random.Generator, gamma: int, rounds: int, requests: int = 1) -> Draws:
         """Draw rounds; see `AcceptanceModel`. One random number a round."""
-        return full_drafts(gamma, accepted_before_rejection(rng, np.cumprod(self.at(gamma), dtype=np.float64), (requests, rounds)))
+        marginal = np.cumprod(self.at(gamma), dtype=np.float64)
+        return full_drafts(gamma, accepted_before_rejection(rng, marginal, (requests, rounds)))
 
     def expected_block_efficiency(self, gamma: int) -> float:
         """One plus the sum of marginal acceptances."""

@@ -141,6 +141,32 @@ class TableLatency:
         return cell, (values - axis[cell]) / (axis[cell + 1] - axis[cell])
 
 
+def burst_seconds(latency: LatencyModel, drafted: ArrayLike, context: ArrayLike) -> FloatArray:
+    """Seconds of drafting token by token: forwards with one new token each, the i-th with i more tokens of context.
+
+    Constant and affine models have a closed form; any other is asked once per position.
+
+    Args:
+        latency: the draft's latency.
+        drafted: forwards in the burst.
+        context: tokens known before the burst.
+    """
+    drafted, context = np.asarray(drafted), np.asarray(context)
+    match latency:
+        case ConstantLatency(seconds) | AffineLatency(seconds, 0.0, 0.0):
+            return (drafted * seconds)[()]
+        case AffineLatency(fixed, per_token, 0.0):
+            return (drafted * (fixed + per_token))[()]
+        case AffineLatency(fixed, per_token, per_kv_token):
+            return (drafted * (fixed + per_token + per_kv_token * (context + (drafted - 1) / 2)))[()]
+    total = np.zeros(np.broadcast_shapes(drafted.shape, context.shape))
+    for i in range(int(drafted.max(initial=0))):
+        reached = drafted > i
+        # rounds that stopped drafting are priced at their start, which the model surely covers, and not counted
+        total += np.where(reached, latency.forward_seconds(1, 1, np.where(reached, context + i, context)), 0.0)
+    return total[()]
+
+
 def latency_from_json(value: Mapping[str, Any]) -> LatencyModel:
     """Build a latency model from its JSON form.
 
