@@ -95,13 +95,13 @@ class TableLatency:
             check_cost(name, table[name])
         twice = table.duplicated(list(AXES))
         if twice.any():
-            point = table.loc[twice, list(AXES)].iloc[0].to_dict()
+            point = dict(table.loc[twice, list(AXES)].iloc[0].map("{:g}".format))
             raise ValueError(f"latency table measures {point} more than once; give one (the median) per grid point")
         axes = tuple(np.unique(table[name]) for name in AXES)
         full = pd.MultiIndex.from_product(axes, names=AXES)
         seconds = table.set_index(list(AXES))["seconds"].reindex(full)
         if seconds.isna().any():
-            point = dict(zip(AXES, seconds.index[seconds.isna()][0], strict=True))
+            point = dict(zip(AXES, map("{:g}".format, seconds.index[seconds.isna()][0]), strict=True))
             raise ValueError(f"latency table is not a full grid: {point} is missing; measure it, or drop its line")
         object.__setattr__(self, "axes", axes)
         object.__setattr__(self, "grid", seconds.to_numpy().reshape([len(axis) for axis in axes]))
