@@ -1,0 +1,190 @@
+"""The lab's measuring half: calibrate on some prompts and one draft length, measure others on other prompts.
+
+A run lives in a folder and can be interrupted at any time: what is finished is kept, prompt by prompt, and the same
+call with `resume` goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from real.loading import Target, load_draft
+from real.measure import Configuration, measure_prompt, time_forwards
+from real.prompt_sets import Prompt, choose
+from real.sampling import SamplingSettings
+from sim.forwards import read_forwards, write_forwards
+from sim.records import RunMetadata, read_metadata, read_rounds, write_metadata, write_rounds
+
+ROUNDS, FORWARDS, METADATA = "rounds.parquet", "forwards.parquet", "run.json"
+
+
+@dataclass(frozen=True)
+class DraftPlan:
+    """One draft source: the draft length it is calibrated at, and those it is then measured at."""
+
+    name: str
+    calibration_gamma: int
+    evaluation_gammas: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        gammas = (self.calibration_gamma, *self.evaluation_gammas)
+        if min(gammas) < 1 or not self.evaluation_gammas:
+            raise ValueError(f"draft '{self.name}' needs draft lengths >= 1, got {gammas}")
+        if self.calibration_gamma in self.evaluation_gammas:
+            raise ValueError(
+                f"draft '{self.name}' is calibrated at gamma {self.calibration_gamma} and measured there too; "
+                "a prediction is only tested on draft lengths that calibration never saw"
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a lab run measures; together with the seed it fixes every token.
+
+    Attributes:
+        drafts: the draft sources.
+        calibration_prompts, evaluation_prompts: per category.
+        max_new_tokens: per prompt and configuration.
+        contexts: context lengths at which forwards are timed.
+        repeats: sweeps over all timed shapes.
+    """
+
+    drafts: tuple[DraftPlan, ...]
+    settings: SamplingSettings
+    calibration_prompts: int
+    evaluation_prompts: int
+    max_new_tokens: int
+    contexts: tuple[int, ...]
+    repeats: int
+    seed: int
+
+    @property
+    def new_tokens(self) -> tuple[int, ...]:
+        """Tokens per verification that any configuration needs, plain steps included."""
+        return tuple(range(1, 2 + max(max(d.calibration_gamma, *d.evaluation_gammas) for d in self.drafts)))
+
+
+Progress = Callable[[str, int, int, str], None]
+"""Called as progress(stage, done, total, detail)."""
+
+
+def run(target: Target, prompts: list[Prompt], plan: Plan, folder: Path, resume: bool, progress: Progress) -> None:
+    """Time forwards, run the calibration prompts, then the evaluation prompts, into a run folder.
+
+    Writes `forwards.parquet`, `rounds.parquet` (after every prompt) and `run.json`.
+
+    Raises:
+        ValueError: the folder already holds a run and `resume` is not set, or holds a run made with other settings.
+    """
+    metadata = describe(target, prompts, plan)
+    _open_folder(folder, metadata, resume)
+    drafts = {draft.name: load_draft(draft.name, target, plan.settings) for draft in plan.drafts}
+    if not (folder / FORWARDS).exists():
+        sweeps = []
+        timings = time_forwards(
+            target,
+            list(drafts.values()),
+            new_tokens=plan.new_tokens,
+            contexts=plan.contexts,
+            repeats=plan.repeats,
+            seed=plan.seed,
+        )
+        for sweep in timings:
+            sweeps.append(sweep)
+            progress("time forwards", len(sweeps), plan.repeats, f"sweep {len(sweeps)}")
+        write_forwards(pd.concat(sweeps, ignore_index=True), folder / FORWARDS)
+    phases = {
+        "calibration": (
+            choose(prompts, "calibration", plan.calibration_prompts),
+            [Configuration(drafts[d.name], d.calibration_gamma) for d in plan.drafts],
+        ),
+        "evaluation": (
+            choose(prompts, "evaluation", plan.evaluation_prompts),
+            [Configuration(drafts[d.name], gamma) for d in plan.drafts for gamma in d.evaluation_gammas],
+        ),
+    }
+    for phase, (chosen, configurations) in phases.items():
+        for index, prompt in enumerate(chosen):
+            measured = read_rounds(folder / ROUNDS) if (folder / ROUNDS).exists() else pd.DataFrame()
+            done = not measured.empty and ((measured.phase == phase) & (measured.request_id == prompt.id)).any()
+            if not done:
+                rounds = measure_prompt(
+                    target,
+                    prompt,
+                    [Configuration(None, 0), *configurations],
+                    max_new_tokens=plan.max_new_tokens,
+                    settings=plan.settings,
+                    seed=plan.seed,
+                    phase=phase,
+                )
+                write_rounds(pd.concat([measured, rounds], ignore_index=True), folder / ROUNDS)
+            progress(phase, index + 1, len(chosen), prompt.id)
+
+
+def describe(target: Target, prompts: list[Prompt], plan: Plan) -> RunMetadata:
+    """Everything needed to make the run again."""
+    settings: dict[str, Any] = asdict(plan)
+    settings["prompts"] = sorted(prompt.id for prompt in prompts)
+    return RunMetadata(
+        source="real",
+        seed=plan.seed,
+        target=target.name,
+        drafts=tuple(draft.name for draft in plan.drafts),
+        device=device_name(target.decoder.device),
+        dtype=str(target.decoder.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        versions={"python": platform.python_version()}
+        | {name: version(name) for name in ("specdec-lab", "torch", "transformers", "numpy")},
+        git_commit=_git_commit(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        settings=json.loads(json.dumps(settings)),
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0]}, {len(models)} cores" if models else platform.processor() or platform.machine()
+
+
+def _open_folder(folder: Path, metadata: RunMetadata, resume: bool) -> None:
+    if not (folder / METADATA).exists():
+        write_metadata(metadata, folder / METADATA)
+        return
+    if not resume:
+        raise ValueError(f"{folder} already holds a run; continue it with --resume, or name another folder with --out")
+    before = read_metadata(folder / METADATA)
+    for name in ("target", "device", "dtype", "threads", "settings"):
+        old, new = getattr(before, name), getattr(metadata, name)
+        if old != new:
+            raise ValueError(f"{folder} holds a run with {name} {old}, not {new}; name another folder with --out")
+    if (folder / FORWARDS).exists():
+        read_forwards(folder / FORWARDS)
+
+
+def _git_commit() -> str | None:
+    """The commit of the source tree this module was imported from, '-dirty' if it has changes; None outside git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("-dirty" if changes.strip() else "")

