@@ -104,7 +104,7 @@ def test_best_gamma_is_the_best_of_all() -> None:
     assert best_gamma(0.04, 0.05) == 0, "no draft pays"
     assert best_gamma(1.0, 0.0, max_gamma=20) == 20, "longer is always better"
     assert best_gamma(0.8, 0.0, lambda n: 1.0 + 0.4 * (n - 1)) < best_gamma(0.8, 0.0)
-    assert best_gamma(0.8, 0.05, 3.7) == 0, "verification as dear as all it can save"
+    assert best_gamma(0.8, 0.05, 5.0) == 0, "verification costs what the longest draft emits"
 
 
 def test_source_table_prints_the_sources_numbers_beside_its_formula_and_the_exact_ones() -> None:
