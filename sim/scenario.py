@@ -37,7 +37,10 @@ class Scenario:
     rounds: int | None = None
     """rounds of each request; either this or max_new_tokens"""
     max_new_tokens: int | None = None
-    """tokens of each request; the last round is cut to it"""
+    """tokens of each request; never overshot"""
+    last_round: Literal["cut", "shortened"] = "cut"
+    """where max_new_tokens is near: draft as ever and cut what is too much, or draft at most the remaining tokens less
+    one, as `real` does"""
     overhead_seconds: float = 0.0
     """host time of every round: sampling, acceptance, bookkeeping"""
     proposal_seconds: float = 0.0
@@ -70,9 +73,14 @@ class Scenario:
                 raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
         for name in ("overhead_seconds", "proposal_seconds"):
             check_cost(name, getattr(self, name))
-        for name in ("draft_device", "request_devices"):
-            if getattr(self, name) not in ("shared", "own"):
-                raise ValueError(f"{name} must be 'shared' or 'own', got {getattr(self, name)!r}")
+        devices = ("shared", "own")
+        for name, known in (
+            ("draft_device", devices),
+            ("request_devices", devices),
+            ("last_round", ("cut", "shortened")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be '{known[0]}' or '{known[1]}', got {getattr(self, name)!r}")
 
     @property
     def contends(self) -> bool:
@@ -130,8 +138,12 @@ def plan_rounds(scenario: Scenario, rng: np.random.Generator) -> Rounds:
     if scenario.max_new_tokens is not None:
         happens = output < scenario.max_new_tokens
         counts = happens.sum(axis=1)
-        drafted, accepted, emitted, output = (column[happens] for column in (drafted, accepted, emitted, output))
-        emitted = np.minimum(emitted, scenario.max_new_tokens - output)
+        drafted, accepted, output = (column[happens] for column in (drafted, accepted, output))
+        remaining = scenario.max_new_tokens - output
+        if scenario.last_round == "shortened":
+            drafted = np.minimum(drafted, remaining - 1)
+            accepted = np.minimum(accepted, drafted)
+        emitted = np.minimum(accepted + 1, remaining)
     drafted, accepted, emitted, output = (column.reshape(-1) for column in (drafted, accepted, emitted, output))
     return price_rounds(scenario, counts, output, drafted, accepted, emitted)
 

@@ -118,10 +118,11 @@ def test_seeds_give_identical_runs_and_other_seeds_do_not(scenario: Scenario) ->
     limit=st.integers(1, 40),
     devices=st.sampled_from([("shared", "shared"), ("own", "shared"), ("shared", "own")]),
     by_rounds=st.booleans(),
+    last_round=st.sampled_from(["cut", "shortened"]),
     seed=st.integers(0, 99),
 )
 def test_every_table_keeps_its_identities(
-    gamma: int, alpha: float, requests: int, limit: int, devices: Any, by_rounds: bool, seed: int
+    gamma: int, alpha: float, requests: int, limit: int, devices: Any, by_rounds: bool, last_round: Any, seed: int
 ) -> None:
     """Length, clock and contexts; what the schema asks for; tokens and marginals agree."""
     how_much: Any = {"rounds": limit, "max_new_tokens": None} if by_rounds else {"max_new_tokens": limit}
@@ -133,6 +134,7 @@ def test_every_table_keeps_its_identities(
         requests=requests,
         draft_device=devices[0],
         request_devices=devices[1],
+        last_round=last_round,
         **how_much,
     )
     table = simulate(scenario, seed)
@@ -171,6 +173,14 @@ def test_the_last_round_is_cut_to_the_limit_and_keeps_what_it_drafted() -> None:
     table = simulate(replace(FULL, acceptance=IidAcceptance(1.0), max_new_tokens=8), 0)
     assert table[["drafted", "accepted", "emitted"]].to_numpy().tolist() == [[5, 5, 6], [5, 5, 2]]
     assert table["cut"].tolist() == [False, True]
+
+
+def test_a_shortened_last_round_drafts_no_token_that_cannot_be_used() -> None:
+    scenario = replace(FULL, acceptance=IidAcceptance(1.0), max_new_tokens=8, last_round="shortened")
+    table = simulate(scenario, 0)
+    assert table[["gamma", "drafted", "accepted", "emitted"]].to_numpy().tolist() == [[5, 5, 5, 6], [5, 1, 1, 2]]
+    assert not table["cut"].any()
+    pd.testing.assert_frame_equal(table, simulate(scenario, 0, "simpy"), check_exact=True)
 
 
 def test_two_requests_on_one_device_take_twice_the_time() -> None:
@@ -268,6 +278,7 @@ def test_ratio_interval_by_hand() -> None:
         ({"prompt_tokens": -3}, "prompt_tokens must be a whole number >= 0, got -3"),
         ({"overhead_seconds": math.nan}, "overhead_seconds must be finite and >= 0, got nan"),
         ({"proposal_seconds": -1.0}, r"proposal_seconds must be finite and >= 0, got -1\.0"),
+        ({"last_round": "drop"}, "last_round must be 'cut' or 'shortened', got 'drop'"),
         ({"draft_device": "cpu"}, "draft_device must be 'shared' or 'own', got 'cpu'"),
     ],
 )
