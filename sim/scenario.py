@@ -132,8 +132,8 @@ def plan_rounds(scenario: Scenario, rng: np.random.Generator) -> Rounds:
     else:
         drafted = accepted = np.broadcast_to(np.int64(0), shape)
     emitted = accepted + 1
-    output = np.cumsum(emitted, axis=1)
-    output -= emitted
+    output: IntArray = np.zeros(shape, dtype=np.int64)
+    np.cumsum(emitted[:, :-1], axis=1, out=output[:, 1:])
     counts = np.full(shape[0], shape[1])
     if scenario.max_new_tokens is not None:
         happens = output < scenario.max_new_tokens
