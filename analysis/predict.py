@@ -27,18 +27,17 @@ DESIGN_COLUMNS = ("config", "draft", "gamma", "category", "prompts", "max_new_to
 class PromptAcceptance:
     """An AcceptanceModel in which every request has its own rates: the prompts of all draws, side by side.
 
-    A request asks for at most its remaining tokens less one, as the decoding loop does, so no round overshoots.
+    A round asks for at most the tokens still wanted less one, as the decoding loop does, so none overshoots the limit.
     """
 
     acceptance: Array
     """conditional acceptance [requests, gamma]"""
     continues: Array | None
     """chance of proposing one more token after 0, 1, 2, ... [requests, gamma]; None: always"""
-    lengths: Index
-    """output tokens of each request [requests]"""
+    max_new_tokens: int
 
     def sample(self, rng: np.random.Generator, gamma: int, rounds: int, requests: int = 1) -> Draws:
-        """Draw rounds [requests, rounds]; those after a request's end draft nothing."""
+        """Draw rounds [requests, rounds]; those after the limit draft nothing."""
         if self.acceptance.shape != (requests, gamma):
             raise ValueError(
                 f"these prompts answer for (requests, gamma) {self.acceptance.shape}, got {requests, gamma}"
@@ -48,7 +47,7 @@ class PromptAcceptance:
             drafted = _run_length(rng, self.continues, rounds)
         accepted = np.minimum(_run_length(rng, self.acceptance, rounds), drafted)
         before = np.cumsum(accepted + 1, axis=1) - (accepted + 1)
-        wanted = np.maximum(self.lengths[:, None] - before - 1, 0)
+        wanted = np.maximum(self.max_new_tokens - before - 1, 0)
         drafted = np.minimum(drafted, wanted)
         return Draws(drafted, np.minimum(accepted, drafted))
 
@@ -176,7 +175,8 @@ def simulate_prompts(
     """Simulate `asked.prompts` new prompts for every draw in `which`, draw after draw, each to its own length."""
     requests = len(lengths)
     rates = fit.rates.new_prompts(rng, which, asked.category, asked.prompts, asked.gamma)
-    acceptance = PromptAcceptance(rates.reshape(requests, asked.gamma), _continues(fit, rng, which, asked), lengths)
+    continues = _continues(fit, rng, which, asked)
+    acceptance = PromptAcceptance(rates.reshape(requests, asked.gamma), continues, asked.max_new_tokens)
     scenario = Scenario(
         target=fit.costs.verify,
         draft=fit.costs.draft if isinstance(fit.costs.draft, FittedLatency) else None,
@@ -188,7 +188,7 @@ def simulate_prompts(
         request_devices="own",
     )
     rounds = plan_rounds(scenario, rng)
-    # Requests that stop before the limit are over once they have their tokens.
+    # A draft cannot know where the output will stop: a stop cuts the round in which it comes, and ends the request.
     over = np.repeat(lengths, rounds.counts) <= rounds.context - round(asked.prompt_tokens)
     return _keep(rounds, ~over)
 
