@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from real.rows import check_rows, check_shapes, draw, one_hot, pad_row, positive_part, row
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -196,11 +198,106 @@ def greedy(p: Tensor, q: Tensor | None, draft_ids: Tensor, generator: torch.Gene
     return Verdict(accepted, best.gather(-1, accepted[..., None]).squeeze(-1), match.to(torch.get_default_dtype()))
 
 
+# ---- several candidates at one position
+
+
+@dataclass(frozen=True)
+class CandidateVerdict:
+    """What was decided at one position. Leading batch dimensions are those of the input."""
+
+    chosen: Tensor
+    """[...] int64, index of the accepted candidate, or their number when none was accepted."""
+    token: Tensor
+    """[...] int64, the accepted candidate, or the correction drawn from what is left of p."""
+
+
+@dataclass(frozen=True)
+class CandidateRule:
+    """Verify k candidates for one position of a token tree: `rule(p, q, candidates, generator) -> CandidateVerdict`."""
+
+    replacement: bool
+    """Whether candidates were drawn from q independently, or each without those before it (see `candidate_law`)."""
+
+    def choice(self, p: Tensor, q: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., k+1] the chance that each candidate, or none, is accepted, and [..., vocab] what is left of p then.
+
+        Candidate s is accepted with min(1, p_s(x) / q_s(x)), p_1 = p; a rejection leaves p_{s+1} = norm((p_s - q_s)+)
+        (SpecInfer's multi-round sampling: Miao et al. 2024, arXiv:2305.09781; without replacement Sequoia: Chen et al.
+        2024, arXiv:2402.12374).
+        """
+        undecided = torch.ones_like(p[..., 0])
+        chances = []
+        for s in range(candidates.shape[-1]):
+            drafted, law = candidates[..., s, None], candidate_law(q, candidates[..., :s], self.replacement)
+            tiny = torch.finfo(p.dtype).tiny
+            accept = (p.gather(-1, drafted) / law.gather(-1, drafted).clamp_min(tiny)).clamp_max(1.0).squeeze(-1)
+            chances.append(undecided * accept)
+            undecided = undecided * (1.0 - accept)
+            p = positive_part(p, law)
+            p = p / p.sum(-1, keepdim=True)
+        return torch.stack([*chances, undecided], dim=-1), p
+
+    def __call__(
+        self, p: Tensor, q: Tensor, candidates: Tensor, generator: torch.Generator | None = None
+    ) -> CandidateVerdict:
+        """Verify the candidates of one position, or of a batch of positions.
+
+        Args:
+            p: [..., vocab] target probabilities.
+            q: [..., vocab] the draft's; with replacement also [..., k, vocab], a law for each candidate (one-hot for a
+                deterministic tree).
+            candidates: [..., k] int64, in the order in which they were drawn; k may be 0.
+            generator: source of the two uniforms per position.
+
+        Raises:
+            ValueError: shapes disagree, or a row on the CPU is no distribution.
+        """
+        k, vocab = candidates.shape[-1], p.shape[-1]
+        shared = (*candidates.shape[:-1], vocab)
+        allowed = (shared, (*candidates.shape, vocab)) if self.replacement else (shared,)
+        if p.shape != shared or q.shape not in allowed or (k > vocab and not self.replacement):
+            raise ValueError(
+                f"p must be {list(shared)} and q {' or '.join(str(list(x)) for x in allowed)} for candidates "
+                f"{list(candidates.shape)}, got {list(p.shape)} and {list(q.shape)}"
+            )
+        check_rows("p", p)
+        check_rows("q", q)
+        chances, left = self.choice(p, q, candidates)
+        chosen = draw(chances, generator)
+        correction = draw(left, generator)
+        offered = torch.cat([candidates, correction[..., None]], dim=-1)
+        return CandidateVerdict(chosen, offered.gather(-1, chosen[..., None]).squeeze(-1))
+
+
+def candidate_law(q: Tensor, earlier: Tensor, replacement: bool) -> Tensor:
+    """[..., vocab] the law of the candidate drawn after `earlier` [..., s].
+
+    Without replacement it is q without the earlier candidates; where q has nothing left, uniform over untried tokens.
+    """
+    if replacement:
+        return q if q.dim() == earlier.dim() else q[..., earlier.shape[-1], :]
+    untried = torch.ones_like(q).scatter(-1, earlier, 0.0)
+    left = q * untried
+    left = torch.where(left.sum(-1, keepdim=True) > 0, left, untried)
+    return left / left.sum(-1, keepdim=True)
+
+
+def draw_candidates(q: Tensor, k: int, replacement: bool, generator: torch.Generator | None = None) -> Tensor:
+    """[..., k] candidates from q [..., vocab], drawn as `CandidateRule(replacement)` takes them to have been."""
+    candidates = torch.empty((*q.shape[:-1], 0), dtype=torch.int64, device=q.device)
+    for _ in range(k):
+        token = draw(candidate_law(q, candidates, replacement), generator)
+        candidates = torch.cat([candidates, token[..., None]], dim=-1)
+    return candidates
+
+
 rejection_sampling = ChainRule(rejection_marginals, residual)
 block_verification = ChainRule(block_marginals, block_correction)
 exact_match = ChainRule(exact_match_marginals, exact_match_correction)
 typical_acceptance = typical()
 lenience = lenient(0.5)
+multi_round = CandidateRule(replacement=True)
+without_replacement = CandidateRule(replacement=False)
 
 VerificationRule = Callable[[Tensor, Tensor | None, Tensor, torch.Generator | None], Verdict]
 
@@ -214,67 +311,28 @@ RULES: dict[str, VerificationRule] = {
 }
 """Every chain rule by name; `typical_acceptance` and `lenience` change the distribution on purpose."""
 
+CANDIDATE_RULES: dict[str, CandidateRule] = {"multi_round": multi_round, "without_replacement": without_replacement}
+"""Every rule for several candidates at one position, by name."""
 
-# ---- draws, rows and checks
-
-
-def draw(weights: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Sample an index per row of unnormalised weights [..., vocab], by inversion in float64, with no host sync.
-
-    A token of weight zero is never drawn: its cumulative sum does not rise, and a uniform below 1 times the total
-    rounds to less than the total.
-    """
-    cumulative = weights.to(torch.float64).cumsum(-1)
-    uniform = torch.rand((*weights.shape[:-1], 1), dtype=torch.float64, device=weights.device, generator=generator)
-    return torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True).squeeze(-1)
-
-
-def positive_part(p: Tensor, q: Tensor) -> Tensor:
-    """(p - q)+ along the last axis, or p where nothing is left (p = q up to rounding: a rejection of chance ~0)."""
-    excess = (p - q).clamp_min(0.0)
-    return torch.where(excess.sum(-1, keepdim=True) > 0, excess, p)
-
-
-def pad_row(x: Tensor) -> Tensor:
-    """Append a row of zeros: [..., rows, vocab] -> [..., rows+1, vocab]."""
-    return torch.nn.functional.pad(x, (0, 0, 0, 1))
-
-
-def row(x: Tensor, index: Tensor) -> Tensor:
-    """Row `index` [...] of x [..., rows, vocab]; the row past the last is zero."""
-    where = index[..., None, None].expand(*index.shape, 1, x.shape[-1])
-    return pad_row(x).gather(-2, where).squeeze(-2)
-
-
-def one_hot(draft_ids: Tensor, like: Tensor) -> Tensor:
-    """[..., gamma, vocab] the q of a deterministic draft, in the dtype and vocabulary of `like`."""
-    zeros = like.new_zeros((*draft_ids.shape, like.shape[-1]))
-    return zeros.scatter(-1, draft_ids[..., None], 1.0)
-
-
-def check_shapes(p: Tensor, q: Tensor | None, draft_ids: Tensor) -> None:
-    """Raise ValueError unless p is [..., gamma+1, vocab], q [..., gamma, vocab] and draft_ids [..., gamma]."""
-    if p.dim() < 2 or p.shape[:-1] != (*draft_ids.shape[:-1], draft_ids.shape[-1] + 1):
-        raise ValueError(
-            f"p must be [..., gamma+1, vocab] for draft_ids [..., gamma], got {list(p.shape)} and "
-            f"{list(draft_ids.shape)}; the target also gives a row after the last drafted token"
-        )
-    if q is not None and q.shape != (*draft_ids.shape, p.shape[-1]):
-        raise ValueError(f"q must be {[*draft_ids.shape, p.shape[-1]]} beside p {list(p.shape)}, got {list(q.shape)}")
-
-
-def check_rows(name: str, x: Tensor) -> None:
-    """Raise ValueError naming the first row of `x` that is no distribution; on a device the values are left unread.
-
-    Sums may miss one by the square root of the dtype's epsilon: 1.5e-8 in float64, 3.5e-4 in float32.
-    """
-    if x.device.type != "cpu":
-        return
-    total = x.sum(-1, dtype=torch.float64)
-    bad = ~((total - 1).abs() <= torch.finfo(x.dtype).eps ** 0.5) | (x < 0).any(-1)
-    if bool(bad.any()):
-        where = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(
-            f"{name} row {where} is not a distribution: it sums to {float(total[where]):.6g}, its least entry is "
-            f"{float(x[where].min()):.6g}; pass probabilities (softmax of the logits), not logits"
-        )
+__all__ = [
+    "CANDIDATE_RULES",
+    "RULES",
+    "CandidateRule",
+    "CandidateVerdict",
+    "ChainRule",
+    "Verdict",
+    "VerificationRule",
+    "block_verification",
+    "candidate_law",
+    "draw",
+    "draw_candidates",
+    "exact_match",
+    "greedy",
+    "lenience",
+    "lenient",
+    "multi_round",
+    "rejection_sampling",
+    "typical",
+    "typical_acceptance",
+    "without_replacement",
+]

@@ -109,8 +109,8 @@ def without_drafted(p: Floats, draft_ids: Ints, accepted: Ints) -> Floats:
 def candidate_sampler(k: int, replacement: bool) -> Sampler:
     """k candidates at every position, verified in turn, each against what the earlier ones left of p.
 
-    With replacement it is SpecInfer's multi-round sampling (Miao et al. 2024, arXiv:2305.09781, Algorithm 2); without,
-    the candidates are distinct and q loses each tried one (Sequoia: Chen et al. 2024, arXiv:2402.12374, Algorithm 2).
+    With replacement it is SpecInfer's multi-round sampling (Miao et al. 2024, arXiv:2305.09781); without,
+    the candidates are distinct and q loses each tried one (Sequoia: Chen et al. 2024, arXiv:2402.12374).
     """
     return tree_sampler(k, drawn_with_replacement=replacement, verified_with_replacement=replacement)
 

@@ -1,0 +1,68 @@
+"""Rows of probabilities on a device: draw from them, pick one, check them, without a host sync."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def draw(weights: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Sample an index per row of unnormalised weights [..., vocab], by inversion in float64, with no host sync.
+
+    A token of weight zero is never drawn: its cumulative sum does not rise, and a uniform below 1 times the total
+    rounds to less than the total.
+    """
+    cumulative = weights.to(torch.float64).cumsum(-1)
+    uniform = torch.rand((*weights.shape[:-1], 1), dtype=torch.float64, device=weights.device, generator=generator)
+    return torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True).squeeze(-1)
+
+
+def positive_part(p: Tensor, q: Tensor) -> Tensor:
+    """(p - q)+ along the last axis, or p where nothing is left (p = q up to rounding: a rejection of chance ~0)."""
+    excess = (p - q).clamp_min(0.0)
+    return torch.where(excess.sum(-1, keepdim=True) > 0, excess, p)
+
+
+def pad_row(x: Tensor) -> Tensor:
+    """Append a row of zeros: [..., rows, vocab] -> [..., rows+1, vocab]."""
+    return torch.nn.functional.pad(x, (0, 0, 0, 1))
+
+
+def row(x: Tensor, index: Tensor) -> Tensor:
+    """Row `index` [...] of x [..., rows, vocab]; the row past the last is zero."""
+    where = index[..., None, None].expand(*index.shape, 1, x.shape[-1])
+    return pad_row(x).gather(-2, where).squeeze(-2)
+
+
+def one_hot(draft_ids: Tensor, like: Tensor) -> Tensor:
+    """[..., gamma, vocab] the q of a deterministic draft, in the dtype and vocabulary of `like`."""
+    zeros = like.new_zeros((*draft_ids.shape, like.shape[-1]))
+    return zeros.scatter(-1, draft_ids[..., None], 1.0)
+
+
+def check_shapes(p: Tensor, q: Tensor | None, draft_ids: Tensor) -> None:
+    """Raise ValueError unless p is [..., gamma+1, vocab], q [..., gamma, vocab] and draft_ids [..., gamma]."""
+    if p.dim() < 2 or p.shape[:-1] != (*draft_ids.shape[:-1], draft_ids.shape[-1] + 1):
+        raise ValueError(
+            f"p must be [..., gamma+1, vocab] for draft_ids [..., gamma], got {list(p.shape)} and "
+            f"{list(draft_ids.shape)}; the target also gives a row after the last drafted token"
+        )
+    if q is not None and q.shape != (*draft_ids.shape, p.shape[-1]):
+        raise ValueError(f"q must be {[*draft_ids.shape, p.shape[-1]]} beside p {list(p.shape)}, got {list(q.shape)}")
+
+
+def check_rows(name: str, x: Tensor) -> None:
+    """Raise ValueError naming the first row of `x` that is no distribution; on a device the values are left unread.
+
+    Sums may miss one by the square root of the dtype's epsilon: 1.5e-8 in float64, 3.5e-4 in float32.
+    """
+    if x.device.type != "cpu":
+        return
+    total = x.sum(-1, dtype=torch.float64)
+    bad = ~((total - 1).abs() <= torch.finfo(x.dtype).eps ** 0.5) | (x < 0).any(-1)
+    if bool(bad.any()):
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} row {where} is not a distribution: it sums to {float(total[where]):.6g}, its least entry is "
+            f"{float(x[where].min()):.6g}; pass probabilities (softmax of the logits), not logits"
+        )
