@@ -108,7 +108,8 @@ def fit_latency(forwards: pd.DataFrame, rng: np.random.Generator, draws: int = 4
     """Fit every role of a forward table.
 
     Each cell (role and shape) gets a Huber location over repeats of log seconds, after the drift that all cells of one
-    repeat share is taken out; intervals resample whole repeats, and are widened by sqrt(R / (R - 1)) for R repeats.
+    repeat share is taken out; intervals resample whole repeats. R repeats know their own spread with R - 1 degrees of
+    freedom, so each draw's deviation is scaled by sqrt(R / chi-square(R - 1)), which makes the draws Student's t.
 
     Raises:
         ValueError: the table breaks its schema, has fewer than 3 repeats, or a role lacks some of its batch-by-tokens
@@ -130,7 +131,8 @@ def fit_latency(forwards: pd.DataFrame, rng: np.random.Generator, draws: int = 4
     # A cell that no resampled repeat holds keeps its own location.
     counted = weights @ present
     resampled = np.where(counted > 0, weights @ np.where(present, settled, 0.0) / np.maximum(counted, 1.0), located)
-    cells = np.exp(np.vstack([located, located + np.sqrt(repeats / (repeats - 1)) * (resampled - located)]))
+    widening = np.sqrt(repeats / rng.chisquare(repeats - 1, size=(draws, 1)))
+    cells = np.exp(np.vstack([located, located + widening * (resampled - located)]))
 
     shapes = cube.columns.to_frame(index=False)
     curves = {

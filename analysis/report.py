@@ -67,7 +67,8 @@ def headline(result: Score) -> str:
         f"**{error.value:.1f}%** (95% interval {error.lo:.1f}% to {error.hi:.1f}%). The 95% predictive intervals hold "
         f"**{round(coverage.value * result.configs)} of {result.configs}** measured values "
         f"({100 * coverage.value:.0f}%, 95% interval {100 * coverage.lo:.0f}% to {100 * coverage.hi:.0f}%). "
-        f"The worst is `{result.worst_config}`, off by {result.worst_error_percent:+.1f}%, mostly from {result.worst_part}."
+        f"The worst is `{result.worst_config}`, off by {result.worst_error_percent:+.1f}%, "
+        f"mostly from {result.worst_part}."
     )
 
 
