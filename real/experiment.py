@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -36,6 +37,19 @@ class DraftPlan:
     name: str
     calibration_gamma: int
     evaluation_gammas: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> DraftPlan:
+        """Read 'NAME@CALIBRATED:MEASURED,...', such as 'early-exit:24@3:1,2'.
+
+        Raises:
+            ValueError: the text has another form, or the draft lengths are unusable.
+        """
+        form = re.fullmatch(r"(.+)@(\d+):(\d+(?:,\d+)*)", text)
+        if form is None:
+            raise ValueError(f"'{text}' is not NAME@CALIBRATED:MEASURED,..., e.g. prompt-lookup@8:2,5")
+        name, calibrated, measured = form.groups()
+        return cls(name, int(calibrated), tuple(int(gamma) for gamma in measured.split(",")))
 
     def __post_init__(self) -> None:
         gammas = (self.calibration_gamma, *self.evaluation_gammas)
@@ -75,6 +89,9 @@ class Plan:
         return tuple(range(1, 2 + max(max(d.calibration_gamma, *d.evaluation_gammas) for d in self.drafts)))
 
 
+DEFAULT_DRAFTS = ("prompt-lookup@8:2,5", "early-exit:24@3:2")
+"""What the lab measures on the embedded target."""
+
 Progress = Callable[[str, int, int, str], None]
 """Called as progress(stage, done, total, detail)."""
 
@@ -87,8 +104,13 @@ def run(target: Target, prompts: list[Prompt], plan: Plan, folder: Path, resume:
     Raises:
         ValueError: the folder already holds a run and `resume` is not set, or holds a run made with other settings.
     """
-    metadata = describe(target, prompts, plan)
-    _open_folder(folder, metadata, resume)
+    names = tuple(draft.name for draft in plan.drafts)
+    phases = {
+        phase: choose(prompts, phase, count)
+        for phase, count in (("calibration", plan.calibration_prompts), ("evaluation", plan.evaluation_prompts))
+    }
+    used = {phase: [prompt.id for prompt in chosen] for phase, chosen in phases.items()}
+    _open_folder(folder, describe(target, names, asdict(plan) | {"prompts": used}, plan.seed), resume)
     drafts = {draft.name: load_draft(draft.name, target, plan.settings) for draft in plan.drafts}
     if not (folder / FORWARDS).exists():
         sweeps = []
@@ -104,17 +126,11 @@ def run(target: Target, prompts: list[Prompt], plan: Plan, folder: Path, resume:
             sweeps.append(sweep)
             progress("time forwards", len(sweeps), plan.repeats, f"sweep {len(sweeps)}")
         write_forwards(pd.concat(sweeps, ignore_index=True), folder / FORWARDS)
-    phases = {
-        "calibration": (
-            choose(prompts, "calibration", plan.calibration_prompts),
-            [Configuration(drafts[d.name], d.calibration_gamma) for d in plan.drafts],
-        ),
-        "evaluation": (
-            choose(prompts, "evaluation", plan.evaluation_prompts),
-            [Configuration(drafts[d.name], gamma) for d in plan.drafts for gamma in d.evaluation_gammas],
-        ),
+    configurations = {
+        "calibration": [Configuration(drafts[d.name], d.calibration_gamma) for d in plan.drafts],
+        "evaluation": [Configuration(drafts[d.name], gamma) for d in plan.drafts for gamma in d.evaluation_gammas],
     }
-    for phase, (chosen, configurations) in phases.items():
+    for phase, chosen in phases.items():
         for index, prompt in enumerate(chosen):
             measured = read_rounds(folder / ROUNDS) if (folder / ROUNDS).exists() else pd.DataFrame()
             done = not measured.empty and ((measured.phase == phase) & (measured.request_id == prompt.id)).any()
@@ -122,7 +138,7 @@ def run(target: Target, prompts: list[Prompt], plan: Plan, folder: Path, resume:
                 rounds = measure_prompt(
                     target,
                     prompt,
-                    [Configuration(None, 0), *configurations],
+                    [Configuration(None, 0), *configurations[phase]],
                     max_new_tokens=plan.max_new_tokens,
                     settings=plan.settings,
                     seed=plan.seed,
@@ -132,15 +148,49 @@ def run(target: Target, prompts: list[Prompt], plan: Plan, folder: Path, resume:
             progress(phase, index + 1, len(chosen), prompt.id)
 
 
-def describe(target: Target, prompts: list[Prompt], plan: Plan) -> RunMetadata:
-    """Everything needed to make the run again."""
-    settings: dict[str, Any] = asdict(plan)
-    settings["prompts"] = sorted(prompt.id for prompt in prompts)
+def measure(
+    target: Target,
+    prompts: list[Prompt],
+    configuration: Configuration,
+    folder: Path,
+    *,
+    max_new_tokens: int,
+    settings: SamplingSettings,
+    seed: int,
+    progress: Progress,
+) -> pd.DataFrame:
+    """Measure one configuration beside the baseline, and write `rounds.parquet` and `run.json`.
+
+    The first prompt is decoded once before, unrecorded, so that no configuration pays for warming up.
+
+    Returns:
+        The round table.
+
+    Raises:
+        ValueError: the folder already holds a run.
+    """
+    plan = {"gamma": configuration.gamma, "max_new_tokens": max_new_tokens, "settings": asdict(settings)}
+    drafts = (configuration.name,)
+    _open_folder(folder, describe(target, drafts, plan | {"prompts": [p.id for p in prompts]}, seed), resume=False)
+    both = [Configuration(None, 0), configuration]
+    limits = {"max_new_tokens": max_new_tokens, "settings": settings, "seed": seed}
+    measure_prompt(target, prompts[0], both, **limits)
+    tables = []
+    for prompt in prompts:
+        progress("measure", len(tables), len(prompts), prompt.id)
+        tables.append(measure_prompt(target, prompt, both, **limits))
+        write_rounds(pd.concat(tables, ignore_index=True), folder / ROUNDS)
+    progress("measure", len(prompts), len(prompts), "")
+    return pd.concat(tables, ignore_index=True)
+
+
+def describe(target: Target, drafts: tuple[str, ...], settings: dict[str, Any], seed: int) -> RunMetadata:
+    """Everything needed to make a run again."""
     return RunMetadata(
         source="real",
-        seed=plan.seed,
+        seed=seed,
         target=target.name,
-        drafts=tuple(draft.name for draft in plan.drafts),
+        drafts=drafts,
         device=device_name(target.decoder.device),
         dtype=str(target.decoder.dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),

@@ -59,6 +59,35 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
+def parse_device(name: str) -> torch.device:
+    """A device by name.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device '{name}'; use cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device '{name}' asked for, but torch sees no CUDA device here; use --device cpu")
+    return device
+
+
+def parse_dtype(name: str | None) -> torch.dtype | None:
+    """A float dtype by name, None for None.
+
+    Raises:
+        ValueError: the name is none of them.
+    """
+    if name is None:
+        return None
+    if name not in ("float32", "bfloat16", "float16", "float64"):
+        raise ValueError(f"dtype must be float32, bfloat16, float16 or float64, got '{name}'")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def load_target(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Target:
     """Load a model to verify with.
 

