@@ -69,8 +69,8 @@ def measured(rounds: pd.DataFrame, seed: int = 0, resamples: int = 2000) -> pd.D
     ].sum()
     sums["seconds"] = sums[list(ROUND_SECONDS)].sum(axis=1)
     is_baseline = sums.index.get_level_values("gamma") == 0
-    steps = sums.loc[is_baseline, ["emitted", "seconds"]].droplevel(["draft", "gamma"])
-    paired = sums[~is_baseline].join(steps, on=["held_out", "category", "request_id"], rsuffix="_baseline")
+    steps = sums.loc[is_baseline, ["emitted", "seconds"]].droplevel(["draft", "gamma"]).add_suffix("_baseline")
+    paired = sums[~is_baseline].join(steps, on=["held_out", "category", "request_id"])
     if paired["seconds_baseline"].isna().any():
         lacking = paired.index[paired["seconds_baseline"].isna()][0]
         raise ValueError(

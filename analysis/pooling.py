@@ -11,6 +11,7 @@ shape: rates near 0 or 1, and variances that may be 0, need no correction for sm
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,12 +72,13 @@ def pool(counts: AcceptanceCounts, rng: np.random.Generator, draws: int = 400) -
     """Draw from the posterior of the rates behind `counts` (requests of one draft, all categories).
 
     mu has the logistic prior (a uniform rate), the standard deviations half-normal priors of scale 1 logit. Offsets are
-    fitted first (`fit_offsets`) and drawn from their normal approximation.
+    fitted first (`fit_offsets`) and drawn from their normal approximation; the logits of prompts move against them, by
+    the offsets' mean weighted with each position's information, because the data fix the sum of the two.
     """
-    offset, offset_deviation = fit_offsets(counts)
+    offset, deviation, share = fit_offsets(counts)
     categories, of_category = np.unique(np.asarray(counts.category), return_inverse=True)
     member = (of_category[:, None] == np.arange(len(categories))).astype(np.float64)
-    kernels = np.stack([_kernel(scale) for scale in SCALES])
+    kernels = _kernels()
 
     by_prompt = _log_likelihood(counts, offset)
     # [within, logit kappa, category]: prompts integrated out.
@@ -92,18 +94,20 @@ def pool(counts: AcceptanceCounts, rng: np.random.Generator, draws: int = 400) -
     cumulative = np.cumsum(np.exp(given - given.max(axis=-1, keepdims=True)), axis=-1)
     level = rng.random((draws, len(categories), 1)) * cumulative[:, :, -1:]
     kappa = LOGITS[np.minimum((cumulative < level).sum(axis=-1), len(LOGITS) - 1)]
+    drawn = offset + deviation * rng.standard_normal((draws, len(offset)))
+    against = (drawn - offset) @ share
     jitter = STEP * (rng.random((draws, len(categories) + 1)) - 0.5)
     return PooledRates(
         categories=tuple(map(str, categories)),
-        category_logit=kappa + jitter[:, 1:],
-        mean_logit=LOGITS[mu] + jitter[:, 0],
+        category_logit=kappa + jitter[:, 1:] - against[:, None],
+        mean_logit=LOGITS[mu] + jitter[:, 0] - against,
         between=SCALES[between],
         within=SCALES[within],
-        offset=offset + offset_deviation * rng.standard_normal((draws, len(offset))),
+        offset=drawn,
     )
 
 
-def fit_offsets(counts: AcceptanceCounts, iterations: int = 60) -> tuple[Array, Array]:
+def fit_offsets(counts: AcceptanceCounts, iterations: int = 60) -> tuple[Array, Array, Array]:
     """Logit offsets of positions against position 0, prompts held apart.
 
     Deep positions are reached on easy prompts more often than on hard ones, so comparing raw pass rates by position
@@ -111,10 +115,11 @@ def fit_offsets(counts: AcceptanceCounts, iterations: int = 60) -> tuple[Array, 
     categories aside), with one Newton step a turn on the offsets under a Normal(0, 0.5^2) prior.
 
     Returns:
-        Offsets and their posterior standard deviations [positions]; both 0 at position 0.
+        Offsets and their posterior standard deviations, both 0 at position 0, and every position's share of the
+        information on a prompt's logit [positions].
     """
     tested, passed = counts.weight * counts.tested, counts.weight * counts.passed
-    offset, curvature = np.zeros(tested.shape[1]), np.ones(tested.shape[1])
+    offset, information = np.zeros(tested.shape[1]), np.ones(tested.shape[1])
     mean, variance = 0.0, 1.0
     for _ in range(iterations):
         log_weight = _log_likelihood(counts, offset).T - (LOGITS - mean) ** 2 / (2 * variance)
@@ -123,14 +128,14 @@ def fit_offsets(counts: AcceptanceCounts, iterations: int = 60) -> tuple[Array, 
         rate = expit(LOGITS[:, None] + offset)
         reached = weight.T @ tested
         gradient = passed.sum(axis=0) - (reached * rate).sum(axis=0) - offset / OFFSET_PRIOR**2
-        curvature = (reached * rate * (1 - rate)).sum(axis=0) + 1 / OFFSET_PRIOR**2
-        offset = offset + gradient / curvature
+        information = (reached * rate * (1 - rate)).sum(axis=0)
+        offset = offset + gradient / (information + 1 / OFFSET_PRIOR**2)
         offset[0] = 0.0
         mean = float((weight @ LOGITS).mean())
         variance = max(float((weight @ (LOGITS - mean) ** 2).mean()), STEP**2)
-    deviation = 1 / np.sqrt(curvature)
+    deviation = 1 / np.sqrt(information + 1 / OFFSET_PRIOR**2)
     deviation[0] = 0.0
-    return offset, deviation
+    return offset, deviation, information / information.sum()
 
 
 def _log_likelihood(counts: AcceptanceCounts, offset: Array) -> Array:
@@ -141,10 +146,12 @@ def _log_likelihood(counts: AcceptanceCounts, offset: Array) -> Array:
     return np.asarray(counts.weight * (log_pass @ counts.passed.T + log_fail @ failed.T))
 
 
-def _kernel(scale: float) -> Array:
-    """Normal(centre, scale^2) on the grid, one row per centre, rows summing to 1."""
-    density: Array = np.exp(-0.5 * ((LOGITS - LOGITS[:, None]) / scale) ** 2)
-    density /= density.sum(axis=1, keepdims=True)
+@cache
+def _kernels() -> Array:
+    """Normal(centre, scale^2) on the grid for every scale [scales, centres, logits]; rows sum to 1."""
+    density: Array = np.exp(-0.5 * ((LOGITS - LOGITS[:, None]) / SCALES[:, None, None]) ** 2)
+    density /= density.sum(axis=-1, keepdims=True)
+    density.flags.writeable = False
     return density
 
 
