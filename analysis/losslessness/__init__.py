@@ -23,12 +23,14 @@ from analysis.losslessness.exact import (
     output_law,
     random_chain,
 )
+from analysis.losslessness.greedy import Divergence, classify_divergence
 from analysis.losslessness.mutants import MUTANTS, Mutant
 from analysis.losslessness.power import FALSE_ALARM, POWER, TOTAL_VARIATION, detectable_tv, samples_for
 from analysis.losslessness.result import CheckResult, HypothesisResult
 from analysis.losslessness.rows import check_pair, check_rows, total_variation
 from analysis.losslessness.rules import CORRECT, RULES, Rule, Sampler, chain_sampler
 from analysis.losslessness.selftest import Row, markdown, self_test
+from analysis.losslessness.vocabulary import check_acceptance, check_tokens
 
 __all__ = [
     "CORRECT",
@@ -40,6 +42,7 @@ __all__ = [
     "TOTAL_VARIATION",
     "CheckResult",
     "Design",
+    "Divergence",
     "HypothesisResult",
     "Mutant",
     "Plan",
@@ -50,8 +53,11 @@ __all__ = [
     "chain_law",
     "chain_sampler",
     "check",
+    "check_acceptance",
     "check_pair",
     "check_rows",
+    "check_tokens",
+    "classify_divergence",
     "default_designs",
     "detectable_tv",
     "exact_distance",

@@ -11,7 +11,9 @@ from analysis.losslessness.power import POWER
 from analysis.losslessness.result import CheckResult, HypothesisResult
 
 
-def conclude(results: Sequence[HypothesisResult], hypotheses: int, drawn: int, false_alarm: float) -> CheckResult:
+def conclude(
+    results: Sequence[HypothesisResult], hypotheses: int, drawn: int, false_alarm: float, sees: float | None = None
+) -> CheckResult:
     """Correct for all hypotheses (Holm), and say what was found or what would have been."""
     tests = tuple(sorted(results, key=lambda test: -test.log_e))
     rejected = []
@@ -20,7 +22,7 @@ def conclude(results: Sequence[HypothesisResult], hypotheses: int, drawn: int, f
             break
         rejected.append(f"{test.design}: {test.name}")
     worst = tests[0]
-    sees = _sees(tests)
+    sees = _sees(tests) if sees is None else sees
     cell = {"design": worst.design, "test": worst.name} | worst.worst_cell
     corrected = worst.log_e - float(np.log(hypotheses))
     if rejected:
@@ -47,6 +49,8 @@ def _finding(test: HypothesisResult) -> str:
             return f"{cell['reached']} rounds reached the last position and {cell['observed']} got a bonus token"
         case name if name in LAG_SCANS:
             return f"{name}: tokens {test.worst_cell['lag']} apart depend on each other"
+    if "expected" not in test.worst_cell:
+        return f"{test.name}, {test.worst_cell}"
     if test.worst_cell["expected"] == 0 and test.worst_cell["observed"]:
         return f"{test.name}: token {test.worst_cell['token']} came out, whose probability is zero"
     return f"{test.name} departs from the target, total variation about {test.tv:.3g}"
