@@ -17,6 +17,7 @@ from sim.records import RunMetadata, write_atomically
 from sim.theory import source_table
 
 NAME = "report.md"
+LONGEST_SETTING = 120
 
 
 def write_report(
@@ -229,7 +230,7 @@ def machine_section(metadata: RunMetadata) -> str:
         "git commit": metadata.git_commit,
         "created": metadata.created,
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(metadata.versions.items())),
-        **{str(name).replace("_", " "): value for name, value in metadata.settings.items()},
+        **{str(name).replace("_", " "): _setting(value) for name, value in metadata.settings.items()},
     }
     return markdown(["", ""], [[name, value] for name, value in facts.items() if value not in (None, "")])
 
@@ -259,6 +260,12 @@ def factor(rows: np.ndarray[Any, np.dtype[np.float64]]) -> str:
 def per_round(cost: PerRound) -> str:
     """A cost per round and per drafted token, in milliseconds."""
     return f"{1e3 * cost.fixed_seconds:.3f} + {1e3 * cost.seconds_per_drafted:.3f} per drafted token"
+
+
+def _setting(value: Any) -> Any:
+    """A setting in one short cell."""
+    text = ", ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, dict) else str(value)
+    return text if len(text) <= LONGEST_SETTING else "see run.json"
 
 
 def _acceptance_row(name: str, category: str, draft: DraftFit) -> list[Any]:

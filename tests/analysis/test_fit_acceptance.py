@@ -66,13 +66,13 @@ def test_counts_by_position_follow_the_definition() -> None:
 
 
 def test_probabilities_estimate_alpha_with_less_noise_than_counting() -> None:
-    """min(1, p/q) spread as Beta(4, 1), mean 0.8: over 300 runs the spread shrinks by at least 1.5, the mean stays.
+    """min(1, p/q) spread as Beta(4, 1), mean 0.8: over 100 runs the spread shrinks by at least 1.5, the mean stays.
 
-    The mean of 300 runs is compared at 4 standard errors (false alarm 6e-5).
+    The mean of 100 runs is compared at 4 standard errors (false alarm 6e-5).
     """
     rng = np.random.default_rng(2)
     counted, smooth = [], []
-    for _ in range(300):
+    for _ in range(100):
         chance = rng.beta(4, 1, size=(200, 4))
         accepted = np.cumprod(rng.random((200, 4)) < chance, axis=1).sum(axis=1)
         rounds = pd.DataFrame(
@@ -89,7 +89,7 @@ def test_probabilities_estimate_alpha_with_less_noise_than_counting() -> None:
         counted.append(fit.alpha.value)
         smooth.append(fit.alpha_from_probability.value)
     assert np.std(counted) > 1.5 * np.std(smooth)
-    assert abs(np.mean(smooth) - 0.8) < 4 * np.std(smooth) / np.sqrt(300)
+    assert abs(np.mean(smooth) - 0.8) < 4 * np.std(smooth) / np.sqrt(100)
     assert count_acceptance(rounds, probabilities=True).weight > 2
 
 

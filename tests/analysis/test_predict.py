@@ -19,9 +19,9 @@ Run = tuple[pd.DataFrame, pd.DataFrame]
 def test_intervals_cover_held_out_speedups() -> None:
     """10 runs of 6 categories with 4 prompts, 2 drafts, 2 other gammas: the 95% intervals cover at least 0.90.
 
-    Configurations that share draft, category and run share a fit and prompts: 120 clusters, so a true 0.95 falls below
-    0.90 in about 1% of seeds. The mutant, which forgets that prompts of a category differ, that machines are noisy and
-    that outputs are short, by asking for ten times as many prompts as were measured, covers less than 0.85.
+    Over 40 runs they covered 0.947, with a standard error of 0.014 for 10 runs: below 0.90 in under 0.1% of seeds. The
+    mutant asks for ten times the prompts that were measured, and so forgets most of what a small measurement adds; it
+    covered 0.795.
     """
     truth = Truth(calibration_prompts=4, evaluation_prompts=4, evaluation_gammas=(2, 7))
     covered, mutant, error = [], [], []
@@ -131,15 +131,19 @@ def test_prompt_acceptance_agrees_with_the_simulators_iid_model() -> None:
 
 
 def test_stops_inside_accepted_blocks_leave_predictions_unbiased() -> None:
-    """Outputs that stop at 3% of tokens: the mean log error of 6 runs within 5% (measured: standard error 1.2%)."""
-    truth = Truth(mean_logit={MODEL_DRAFT: 1.0}, stop_chance=0.03, evaluation_gammas=(3, 7))
+    """Outputs that stop at 3% of tokens: the mean log error of 6 runs within 7%.
+
+    Over 24 runs it was -1.9% with a standard error of 2.4% for 6 runs, so 7% is passed in 0.4% of seeds. A simulated
+    draft that knew where the output will stop, and drafted no further, was 8% to 14% too fast.
+    """
+    truth = Truth(mean_logit={MODEL_DRAFT: 1.0}, between=0.1, within=0.1, stop_chance=0.03, evaluation_gammas=(3, 7))
     error = []
     for seed in range(6):
         rounds, forwards = make_run(np.random.default_rng(seed), truth)
         design = design_of(rounds, truth.max_new_tokens).query("held_out")
         measurement = measured(rounds[rounds["phase"] == "evaluation"], resamples=10)
         error.append(compare(predict(calibrate(rounds, forwards, draws=100), design), measurement)["log_error"].mean())
-    assert abs(np.mean(error)) < 0.05
+    assert abs(np.mean(error)) < 0.07
 
 
 def test_lookups_are_priced_and_proposed_as_they_were(run: Run, calibration: Calibration) -> None:

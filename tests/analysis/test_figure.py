@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+from paper_figs.predicted_vs_measured import draw
+from paper_figs.style import COLUMN_INCHES, palette
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def test_figure_is_written_three_ways_with_its_data(tmp_path: Path, comparison: pd.DataFrame) -> None:
+    paths = draw(comparison, tmp_path, "Synthetic run. Source: simulated.")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"predicted_vs_measured.{s}" for s in ("csv", "pdf", "png")
+    ]
+    png = paths["png"].read_bytes()
+    assert png.startswith(PNG_SIGNATURE)
+    assert b"Source: simulated." in png
+    # 300 dots an inch at a column's width: the header's first number.
+    assert int.from_bytes(png[16:20], "big") == int(300 * COLUMN_INCHES)
+    assert paths["pdf"].read_bytes().startswith(b"%PDF")
+    data = pd.read_csv(paths["csv"])
+    np.testing.assert_allclose(data["predicted"], comparison["predicted"])
+
+
+def test_same_data_gives_the_same_bytes(tmp_path: Path, comparison: pd.DataFrame) -> None:
+    first, second = (draw(comparison, tmp_path / name) for name in ("a", "b"))
+    for suffix in ("png", "pdf", "csv"):
+        assert first[suffix].read_bytes() == second[suffix].read_bytes()
+
+
+def test_drawing_leaves_global_settings_alone(tmp_path: Path, comparison: pd.DataFrame) -> None:
+    before = dict(mpl.rcParams)
+    draw(comparison, tmp_path)
+    assert dict(mpl.rcParams) == before
+
+
+def test_one_prompt_without_an_interval_is_drawn(tmp_path: Path, comparison: pd.DataFrame) -> None:
+    alone = comparison[comparison["held_out"]].head(1).assign(measured_lo=np.nan, measured_hi=np.nan)
+    assert draw(alone, tmp_path)["png"].exists()
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path: Path, comparison: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match="needs the columns"):
+        draw(comparison.drop(columns="measured"), tmp_path)
+    with pytest.raises(ValueError, match="no configurations to draw"):
+        draw(comparison.iloc[:0], tmp_path)
+    with pytest.raises(ValueError, match="holds 10 colours, got 12"):
+        palette(12)
+    crowd = comparison.head(9).assign(draft=[f"draft-{i}" for i in range(9)])
+    with pytest.raises(ValueError, match="8 drafts can be told apart in one figure, got 9"):
+        draw(crowd, tmp_path)
+    assert not list(tmp_path.iterdir())
