@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from real.decoder import Cache, Decoder
+from real.rows import draw
 from real.sampling import SamplingSettings, probabilities
-from real.verification import draw
 
 
 @dataclass(frozen=True)
