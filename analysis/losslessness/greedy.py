@@ -5,8 +5,10 @@ forward over one, so logits differ in their last digits, and where two tokens ar
 there on the texts differ for good. So only the first divergence says anything, and it is a tie exactly when the two
 tokens' logits are closer than that rounding explains.
 
-A logit is a sum of `width` products. Rounding errors of such a sum, added up like a random walk and carried through
-the layers, come to about eps sqrt(width) times the size of the logits; `SLACK` covers the layers.
+Two roundings move a logit. Activations are stored in the dtype once or twice in every layer, and such errors add up
+like a random walk: u sqrt(2 layers) of the logits' size, u the unit roundoff. And every product of `width` terms is
+summed in float32 at best: u32 sqrt(width). `SLACK` times their sum is the outer limit of what we excuse; where the
+logits of both forwards were kept, their measured difference takes its place.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import numpy as np
 
 from analysis.losslessness.rows import Floats
 
-EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-SLACK = 4.0
+UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+SLACK = 2.0
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,18 @@ def first_divergence(reference: Sequence[int], other: Sequence[int]) -> int | No
     return None if len(reference) == len(other) else min(len(reference), len(other))
 
 
-def rounding(logits: Floats, dtype: str, width: int) -> float:
-    """How far rounding may move one logit: SLACK eps sqrt(width) max |logit|.
+def rounding(logits: Floats, dtype: str, width: int, layers: int) -> float:
+    """How far rounding may move one logit: SLACK max |logit| (u sqrt(2 layers) + min(u, u32) sqrt(width)).
 
     Raises:
         ValueError: the dtype is unknown.
     """
-    if dtype not in EPSILON:
-        raise ValueError(f"dtype must be one of {sorted(EPSILON)}, got {dtype!r}")
-    return float(SLACK * EPSILON[dtype] * np.sqrt(width) * np.abs(logits[np.isfinite(logits)]).max())
+    if dtype not in UNIT_ROUNDOFF:
+        raise ValueError(f"dtype must be one of {sorted(UNIT_ROUNDOFF)}, got {dtype!r}")
+    stored = UNIT_ROUNDOFF[dtype]
+    summed = min(stored, UNIT_ROUNDOFF["float32"])
+    size = np.abs(logits[np.isfinite(logits)]).max()
+    return float(SLACK * size * (stored * np.sqrt(2 * layers) + summed * np.sqrt(width)))
 
 
 def classify_divergence(
@@ -68,7 +73,8 @@ def classify_divergence(
     reference_logits: Floats | None,
     other_logits: Floats | None = None,
     dtype: str = "float32",
-    width: int = 1024,
+    width: int = 576,
+    layers: int = 30,
 ) -> Divergence:
     """Classify the first divergence of two greedy outputs.
 
@@ -79,7 +85,8 @@ def classify_divergence(
         other_logits: [vocab] the same from a forward with the other's batch shape, if it was kept. Then the difference
             of the two is the noise that was really there, and must itself be within what the dtype explains.
         dtype: that the forwards were computed in.
-        width: hidden size of the model, the terms of each logit's sum.
+        width: hidden size of the model; the default is the embedded target's, as is that of `layers`.
+        layers: of the model.
 
     Raises:
         ValueError: the outputs differ and there are no logits, or the dtype is unknown.
@@ -96,7 +103,7 @@ def classify_divergence(
     if reference_logits is None:
         raise ValueError(f"the outputs differ at {position}; give the target's logits there to classify it")
     gap = float(reference_logits[a] - reference_logits[b])
-    each = rounding(reference_logits, dtype, width)
+    each = rounding(reference_logits, dtype, width, layers)
     if other_logits is not None:
         noise = float(np.abs(reference_logits - other_logits).max())
         if noise > 2 * each:
