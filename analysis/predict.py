@@ -8,6 +8,7 @@ mean. Predictions read the calibration and the design, and no measurement of wha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -94,6 +95,35 @@ def design_of(rounds: pd.DataFrame, max_new_tokens: int) -> pd.DataFrame:
     design["max_new_tokens"] = max_new_tokens
     design["config"] = config_names(design)
     return design[[*DESIGN_COLUMNS, "held_out"]]
+
+
+def make_design(
+    calibration: Calibration,
+    drafts: Sequence[str],
+    gammas: Sequence[int],
+    prompts: int,
+    max_new_tokens: int,
+    prompt_tokens: float,
+) -> pd.DataFrame:
+    """The design of a measurement that nobody has made yet: every draft at every draft length and category.
+
+    Raises:
+        ValueError: a draft was not calibrated.
+    """
+    unknown = sorted(set(drafts) - set(calibration.drafts))
+    if unknown:
+        raise ValueError(f"drafts {unknown} were not calibrated; calibrated: {sorted(calibration.drafts)}")
+    design = pd.DataFrame(
+        [
+            {"draft": draft, "gamma": gamma, "category": category}
+            for draft in drafts
+            for gamma in gammas
+            for category in calibration.drafts[draft].rates.categories
+        ]
+    )
+    design["prompts"], design["max_new_tokens"], design["prompt_tokens"] = prompts, max_new_tokens, prompt_tokens
+    design["config"] = config_names(design)
+    return design[list(DESIGN_COLUMNS)]
 
 
 def config_names(table: pd.DataFrame) -> pd.Series[str]:

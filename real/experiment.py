@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -173,12 +174,14 @@ def measure(
     drafts = (configuration.name,)
     _open_folder(folder, describe(target, drafts, plan | {"prompts": [p.id for p in prompts]}, seed), resume=False)
     both = [Configuration(None, 0), configuration]
-    limits = {"max_new_tokens": max_new_tokens, "settings": settings, "seed": seed}
-    measure_prompt(target, prompts[0], both, **limits)
-    tables = []
+    decode = partial(
+        measure_prompt, target, configurations=both, max_new_tokens=max_new_tokens, settings=settings, seed=seed
+    )
+    decode(prompts[0])
+    tables: list[pd.DataFrame] = []
     for prompt in prompts:
         progress("measure", len(tables), len(prompts), prompt.id)
-        tables.append(measure_prompt(target, prompt, both, **limits))
+        tables.append(decode(prompt))
         write_rounds(pd.concat(tables, ignore_index=True), folder / ROUNDS)
     progress("measure", len(prompts), len(prompts), "")
     return pd.concat(tables, ignore_index=True)
