@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -475,7 +475,7 @@ def _estimate(result: dict[str, Any], name: str) -> tuple[str, str]:
 
 
 def _array(logits: Tensor | None) -> NDArray[np.float64] | None:
-    return None if logits is None else np.asarray(logits.double().cpu().numpy())
+    return None if logits is None else logits.double().cpu().numpy()
 
 
 def _bounded(row: Mapping[Any, Any], name: str) -> tuple[str, str]:

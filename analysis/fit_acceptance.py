@@ -155,20 +155,16 @@ def clustered_rate(tested: Array, passed: Array, level: float = 0.95) -> Estimat
     """Passes per test with an interval that respects clustering: `tested` and `passed` are [requests].
 
     The ratio estimator's linearised variance (Cochran 1977, eq. 6.13) with Student's t on requests - 1 degrees of
-    freedom, laid out on the logit scale. Half a test of prior weight, spread evenly over pass and fail, keeps the logit
-    finite. With one request there is nothing to cluster over, and the interval is Wilson's.
+    freedom, laid out on the logit scale. Where requests show no spread at all (one request, nothing passed, everything
+    passed) there is nothing to cluster over, and the interval is Wilson's.
     """
-    requests, total = len(tested), float(tested.sum())
-    rate = float(passed.sum()) / total
-    if requests == 1:
-        return wilson(total, float(passed.sum()), level)
+    requests, total, rate = len(tested), float(tested.sum()), float(passed.sum() / tested.sum())
     residual = passed - rate * tested
-    variance = requests / (requests - 1) * float(residual @ residual) / total**2
-    inner = (float(passed.sum()) + 0.25) / (total + 0.5)
-    # Requests that all agree by chance must not promise certainty: one independent test is the least that is unknown.
-    floor = inner * (1 - inner) / total if variance == 0 else 0.0
-    reach = t.ppf((1 + level) / 2, requests - 1) * np.sqrt(max(variance, floor)) / (inner * (1 - inner))
-    return Estimate(rate, float(min(expit(logit(inner) - reach), rate)), float(max(expit(logit(inner) + reach), rate)))
+    variance = requests / max(requests - 1, 1) * float(residual @ residual) / total**2
+    if requests == 1 or variance == 0:
+        return wilson(total, float(passed.sum()), level)
+    reach = t.ppf((1 + level) / 2, requests - 1) * np.sqrt(variance) / (rate * (1 - rate))
+    return Estimate(rate, float(expit(logit(rate) - reach)), float(expit(logit(rate) + reach)))
 
 
 def binomial_log_likelihood(tested: Array | float, passed: Array | float) -> float:

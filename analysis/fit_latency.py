@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm, t
 
 from sim.forwards import check_forwards
 
@@ -109,7 +110,7 @@ def fit_latency(forwards: pd.DataFrame, rng: np.random.Generator, draws: int = 4
 
     Each cell (role and shape) gets a Huber location over repeats of log seconds, after the drift that all cells of one
     repeat share is taken out; intervals resample whole repeats. R repeats know their own spread with R - 1 degrees of
-    freedom, so each draw's deviation is scaled by sqrt(R / chi-square(R - 1)), which makes the draws Student's t.
+    freedom, so the draws are widened by sqrt(R / (R - 1)) and by Student's over the normal 97.5% quantile.
 
     Raises:
         ValueError: the table breaks its schema, has fewer than 3 repeats, or a role lacks some of its batch-by-tokens
@@ -131,7 +132,7 @@ def fit_latency(forwards: pd.DataFrame, rng: np.random.Generator, draws: int = 4
     # A cell that no resampled repeat holds keeps its own location.
     counted = weights @ present
     resampled = np.where(counted > 0, weights @ np.where(present, settled, 0.0) / np.maximum(counted, 1.0), located)
-    widening = np.sqrt(repeats / rng.chisquare(repeats - 1, size=(draws, 1)))
+    widening = np.sqrt(repeats / (repeats - 1)) * t.ppf(0.975, repeats - 1) / norm.ppf(0.975)
     cells = np.exp(np.vstack([located, located + widening * (resampled - located)]))
 
     shapes = cube.columns.to_frame(index=False)
@@ -149,10 +150,10 @@ def fit_latency(forwards: pd.DataFrame, rng: np.random.Generator, draws: int = 4
 
 
 def _fit_role(role: str, shapes: pd.DataFrame, cells: Array) -> FittedLatency:
-    """Least squares for one role, all draws at once: `cells` is [draws, cells]; the slope is at least 0.
+    """Non-negative least squares for one role, all draws at once: `cells` is [draws, cells].
 
-    Once every shape has its own level, the slope that minimises the squares regresses seconds on context within
-    shapes; where that is negative the constrained minimum has slope 0, and the levels are the means.
+    Once every shape has its own level, the slope that minimises the squares regresses seconds on context within shapes.
+    Where that is negative the constrained slope is 0; nor may it exceed what leaves a forward with an empty cache free.
     """
     batch, new_tokens = (np.unique(shapes[name].to_numpy()) for name in ("batch", "new_tokens"))
     of_shape = np.searchsorted(batch, shapes["batch"]) * len(new_tokens) + np.searchsorted(
@@ -170,7 +171,9 @@ def _fit_role(role: str, shapes: pd.DataFrame, cells: Array) -> FittedLatency:
     within = kv_tokens - (mean @ kv_tokens)[of_shape]
     spread = within @ within
     slope = np.maximum(cells @ within / spread, 0.0) if spread > 0 else np.zeros(len(cells))
-    level = cells @ mean.T - slope[:, None] * (mean @ kv_tokens)
+    shape_mean, read = cells @ mean.T, mean @ (shapes["batch"] * shapes["context"]).to_numpy(np.float64)
+    slope = np.minimum(slope, (shape_mean / np.maximum(read, 1.0)).min(axis=1))
+    level = shape_mean - slope[:, None] * (mean @ kv_tokens)
     return FittedLatency(role, batch, new_tokens, level.reshape(-1, len(batch), len(new_tokens)), slope, origin)
 
 

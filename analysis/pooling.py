@@ -25,12 +25,13 @@ Index = NDArray[np.int64]
 
 LOGITS = np.linspace(-8.0, 8.0, 321)
 STEP = float(LOGITS[1] - LOGITS[0])
-SCALE_PRIOR = 1.0
-"""Scale of the half-normal prior on both standard deviations, in logits: weakly informative (Gelman 2006)."""
-SCALES = np.asarray(halfnorm.ppf((np.arange(16) + 0.5) / 16, scale=SCALE_PRIOR))
-"""Equally probable under the prior, so that sums over them need no weights."""
-OFFSET_PRIOR = 0.5
-"""Standard deviation of the normal prior on position offsets, in logits."""
+WITHIN_PRIOR, BETWEEN_PRIOR, OFFSET_PRIOR = 1.0, 2.0, 1.0
+"""Scales, in logits, of half-normal priors on the two standard deviations and of the normal prior on offsets: weakly
+informative (Gelman 2006). Two logits hold categories from free text (a rate of 0.1) to copying (0.9)."""
+QUANTILES = (np.arange(20) + 0.5) / 20
+WITHIN = np.asarray(halfnorm.ppf(QUANTILES, scale=WITHIN_PRIOR))
+BETWEEN = np.asarray(halfnorm.ppf(QUANTILES, scale=BETWEEN_PRIOR))
+"""Grids that are equally probable under their priors, so that sums over them need no weights."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,18 @@ class PooledRates:
 def pool(counts: AcceptanceCounts, rng: np.random.Generator, draws: int = 400) -> PooledRates:
     """Draw from the posterior of the rates behind `counts` (requests of one draft, all categories).
 
-    mu has the logistic prior (a uniform rate), the standard deviations half-normal priors of scale 1 logit. Offsets are
+    mu has the logistic prior (a uniform rate), the standard deviations half-normal priors. Offsets are
     fitted first (`fit_offsets`) and drawn from their normal approximation; the logits of prompts move against them, by
     the offsets' mean weighted with each position's information, because the data fix the sum of the two.
     """
     offset, deviation, share = fit_offsets(counts)
     categories, of_category = np.unique(np.asarray(counts.category), return_inverse=True)
     member = (of_category[:, None] == np.arange(len(categories))).astype(np.float64)
-    kernels = _kernels()
+    kernels = _kernels(BETWEEN_PRIOR)
 
     by_prompt = _log_likelihood(counts, offset)
     # [within, logit kappa, category]: prompts integrated out.
-    by_category = _log_average(kernels, by_prompt) @ member
+    by_category = _log_average(_kernels(WITHIN_PRIOR), by_prompt) @ member
     # [within, between, logit mu]: categories integrated out.
     joint = np.stack([_log_average(kernels, part).sum(axis=-1) for part in by_category])
     joint += np.log(expit(LOGITS) * expit(-LOGITS))
@@ -101,8 +102,8 @@ def pool(counts: AcceptanceCounts, rng: np.random.Generator, draws: int = 400) -
         categories=tuple(map(str, categories)),
         category_logit=kappa + jitter[:, 1:] - against[:, None],
         mean_logit=LOGITS[mu] + jitter[:, 0] - against,
-        between=SCALES[between],
-        within=SCALES[within],
+        between=BETWEEN[between],
+        within=WITHIN[within],
         offset=drawn,
     )
 
@@ -112,7 +113,7 @@ def fit_offsets(counts: AcceptanceCounts, iterations: int = 60) -> tuple[Array, 
 
     Deep positions are reached on easy prompts more often than on hard ones, so comparing raw pass rates by position
     would take a difference between prompts for one between positions. EM integrates the prompts out (Normal(mu, s^2),
-    categories aside), with one Newton step a turn on the offsets under a Normal(0, 0.5^2) prior.
+    categories aside), with one Newton step a turn on the offsets under their normal prior.
 
     Returns:
         Offsets and their posterior standard deviations, both 0 at position 0, and every position's share of the
@@ -147,9 +148,10 @@ def _log_likelihood(counts: AcceptanceCounts, offset: Array) -> Array:
 
 
 @cache
-def _kernels() -> Array:
-    """Normal(centre, scale^2) on the grid for every scale [scales, centres, logits]; rows sum to 1."""
-    density: Array = np.exp(-0.5 * ((LOGITS - LOGITS[:, None]) / SCALES[:, None, None]) ** 2)
+def _kernels(prior: float) -> Array:
+    """Normal(centre, scale^2) on the grid for every scale of a prior [scales, centres, logits]; rows sum to 1."""
+    scales = np.asarray(halfnorm.ppf(QUANTILES, scale=prior))[:, None, None]
+    density: Array = np.exp(-0.5 * ((LOGITS - LOGITS[:, None]) / scales) ** 2)
     density /= density.sum(axis=-1, keepdims=True)
     density.flags.writeable = False
     return density

@@ -62,5 +62,5 @@ def _last_logits(target: Target, prompt_ids: Tensor, output: Tensor, width: int)
     """[vocab] logits after prompt and output, the output fed so many tokens at a time."""
     capacity = len(prompt_ids) + len(output)
     cache = baseline_autoregressive.prefill(target.decoder, prompt_ids, capacity)
-    pieces = torch.cat([prompt_ids[-1:], output]).split(width)
-    return [target.decoder.forward(piece, cache)[-1] for piece in pieces][-1]
+    fed = torch.cat([prompt_ids[-1:], output])
+    return [target.decoder.forward(fed[i : i + width], cache)[-1] for i in range(0, len(fed), width)][-1]
