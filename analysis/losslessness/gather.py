@@ -73,7 +73,7 @@ class Gathered:
         Any rule that accepts at least as often as `sample from p, compare` emits a bonus token in a share
         b = sum p q of the rounds that reach position gamma; at most half that share would be a rule that forgets it.
         """
-        least = float((self.design.p[:, -2] * self.design.q[:, -1]).sum(-1).mean())
+        least = float((self.design.p[:, -2] * self.design.q[:, -1]).sum(-1).min())
         missing = self.reached - self.bonus
         if least <= 0:
             return 0.0

@@ -8,7 +8,7 @@ tokens' logits are closer than that rounding explains.
 Two roundings move a logit. Activations are stored in the dtype once or twice in every layer, and such errors add up
 like a random walk: u sqrt(2 layers) of the logits' size, u the unit roundoff. And every product of `width` terms is
 summed in float32 at best: u32 sqrt(width). `SLACK` times their sum is the outer limit of what we excuse; where the
-logits of both forwards were kept, their measured difference takes its place.
+logits of both forwards were kept, their measured difference takes the sum's place, if it is smaller.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def classify_divergence(
                 "they did not see the same context"
             )
             return Divergence("bug", position, (a, b), gap, 2 * each, verdict)
-        each = noise
+        each = min(each, SLACK * noise)
     explained = 2 * each
     if gap < 0:
         verdict = f"bug at {position}: the reference took {a}, but its own logits prefer {b} by {-gap:.3g}"

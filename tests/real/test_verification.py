@@ -219,6 +219,17 @@ def test_a_one_hot_draft_may_be_left_out(name: str) -> None:
     assert torch.equal(without.next_token, spelled_out.next_token)
 
 
+def test_no_rule_reads_a_value_back_from_a_device() -> None:
+    """On the meta device there is no value to read, so a host sync would raise."""
+    p, q = torch.empty(3, 5, 8, device="meta"), torch.empty(3, 4, 8, device="meta")
+    ids = torch.empty(3, 4, dtype=torch.int64, device="meta")
+    for rule in RULES.values():
+        assert rule(p, q, ids, None).next_token.shape == rule(p, None, ids, None).accepted.shape == (3,)
+    for candidate_rule in CANDIDATE_RULES.values():
+        candidates = draw_candidates(q[:, 0], 3, candidate_rule.replacement)
+        assert candidate_rule(p[:, 0], q[:, 0], candidates).token.shape == (3,)
+
+
 def test_a_token_of_probability_zero_is_never_drawn() -> None:
     weights = torch.tensor([0.0, 1e-30, 0.0, 1e-30, 0.0]).expand(100_000, 5)
     assert set(draw(weights, torch.Generator().manual_seed(0)).tolist()) == {1, 3}
