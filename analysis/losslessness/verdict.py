@@ -30,10 +30,15 @@ def conclude(
             f"not lossless: {_finding(worst)} ({worst.design} design), ln E = {min(worst.log_e, 1e6):.1f} after "
             f"{drawn} rounds; {len(rejected)} of {hypotheses} hypotheses rejected"
         )
-    else:
+    elif sees < 1:
         verdict = (
             f"lossless as far as {drawn} rounds can see: a total variation of {sees:.2g} at any position or pair would "
             f"have been detected with {POWER:.1%} power; chance of a false alarm {false_alarm:g}"
+        )
+    else:
+        verdict = (
+            f"nothing found in {drawn} rounds, but some positions were reached too seldom to judge them; chance of a "
+            f"false alarm {false_alarm:g}"
         )
     return CheckResult(
         not rejected, verdict, corrected, drawn, hypotheses, false_alarm, sees, worst.tv, POWER, cell, tests,
