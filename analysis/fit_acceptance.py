@@ -148,7 +148,8 @@ def wilson(tested: float, passed: float, level: float = 0.95) -> Estimate:
     rate = passed / tested
     centre = (passed + z2 / 2) / (tested + z2)
     reach = np.sqrt(z2 * (rate * (1 - rate) * tested + z2 / 4)) / (tested + z2)
-    return Estimate(rate, float(max(centre - reach, 0.0)), float(min(centre + reach, 1.0)))
+    # At 0 and 1 an end equals the rate, but for rounding.
+    return Estimate(rate, float(np.clip(centre - reach, 0.0, rate)), float(np.clip(centre + reach, rate, 1.0)))
 
 
 def clustered_rate(tested: Array, passed: Array, level: float = 0.95) -> Estimate:

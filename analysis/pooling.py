@@ -72,9 +72,9 @@ class PooledRates:
 def pool(counts: AcceptanceCounts, rng: np.random.Generator, draws: int = 400) -> PooledRates:
     """Draw from the posterior of the rates behind `counts` (requests of one draft, all categories).
 
-    mu has the logistic prior (a uniform rate), the standard deviations half-normal priors. Offsets are
-    fitted first (`fit_offsets`) and drawn from their normal approximation; the logits of prompts move against them, by
-    the offsets' mean weighted with each position's information, because the data fix the sum of the two.
+    mu has the logistic prior (a uniform rate), the standard deviations half-normal priors. Offsets are fitted first
+    (`fit_offsets`) and drawn from their normal approximation; the logits of prompts move against them, by the offsets'
+    mean weighted with each position's information, because the data fix the sum of the two.
     """
     offset, deviation, share = fit_offsets(counts)
     categories, of_category = np.unique(np.asarray(counts.category), return_inverse=True)
