@@ -178,9 +178,9 @@ def lab(
     top_p: TopP = None,
     min_p: MinP = None,
     prompts: Prompts = None,
-    calibration_prompts: Annotated[int, typer.Option(help="Calibration prompts per category.")] = 8,
-    evaluation_prompts: Annotated[int, typer.Option(help="Held-out prompts per category.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(help="Output tokens per prompt and configuration.")] = 32,
+    calibration_prompts: Annotated[int, typer.Option(help="Calibration prompts per category.")] = 10,
+    evaluation_prompts: Annotated[int, typer.Option(help="Held-out prompts per category.")] = 10,
+    max_new_tokens: Annotated[int, typer.Option(help="Output tokens per prompt and configuration.")] = 20,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = None,
@@ -193,7 +193,7 @@ def lab(
     Writes rounds.parquet, forwards.parquet, run.json, comparison.csv, report.md and the figure (PNG, PDF, CSV). Ctrl-C
     keeps what is measured; `--resume` goes on from there.
 
-    Example: `specdec lab --out runs/lab --draft prompt-lookup@8:3 --draft early-exit:20@3:1,2`
+    Example: `specdec lab --out runs/lab --draft prompt-lookup@5:2,3 --draft early-exit:24@2:1`
     """
     from real import experiment
     from real.prompt_sets import read_prompts

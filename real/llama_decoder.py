@@ -38,11 +38,6 @@ class Projection:
         """[rows, in] -> [rows, out]."""
         if not self.packed:
             return F.linear(x, self.weight)
-        if len(x) == 1:  # a matrix-vector product runs on one core only; with the row doubled it runs on all
-            return self._multiply(x.repeat(2, 1))[:1]
-        return self._multiply(x)
-
-    def _multiply(self, x: Tensor) -> Tensor:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
         return product
 
