@@ -178,7 +178,7 @@ def lab(
     top_p: TopP = None,
     min_p: MinP = None,
     prompts: Prompts = None,
-    calibration_prompts: Annotated[int, typer.Option(help="Calibration prompts per category.")] = 10,
+    calibration_prompts: Annotated[int, typer.Option(help="Calibration prompts per category.")] = 8,
     evaluation_prompts: Annotated[int, typer.Option(help="Held-out prompts per category.")] = 10,
     max_new_tokens: Annotated[int, typer.Option(help="Output tokens per prompt and configuration.")] = 20,
     seed: Seed = 0,
@@ -313,10 +313,20 @@ def check_sampler(
         raise typer.Exit(0 if all(row.right for row in rows) else 1)
     if sampler is None:
         raise ValueError("name a sampler as module:callable, or ask for --self-test")
-    tried = losslessness.plan(gamma, vocab, max_samples)
+    tested = losslessness.load_callable(sampler)
     if not as_json:
-        typer.echo(str(tried), err=True)
-    result = losslessness.check(losslessness.load_callable(sampler), gamma, vocab, max_samples, seed)
+        planned = losslessness.plan(gamma, vocab, max_samples)
+        typer.echo(
+            f"up to {planned.rounds:,} rounds, {planned.hypotheses:,} hypotheses; a total variation of "
+            f"{planned.detectable_tv:.4f} at any position or pair is detected with 99.9% power",
+            err=True,
+        )
+    try:
+        result = losslessness.check(tested, gamma, vocab, max_samples, seed)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{sampler} raised {type(error).__name__}: {error}") from error
     if as_json:
         _print_json(result.to_dict())
     else:

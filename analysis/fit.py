@@ -97,6 +97,11 @@ def fit_draft(
     """Fit one draft source to its calibration rounds."""
     parts = {ALL_CATEGORIES: rounds} | {str(key): part for key, part in rounds.groupby("category", sort=True)}
     tested = {key: part for key, part in parts.items() if np.minimum(part["drafted"], part["emitted"]).sum() > 0}
+    if not tested:
+        raise ValueError(
+            f"draft '{name}' had no token tested in calibration, so nothing is known of its acceptance; "
+            "calibrate on more or longer outputs, or leave it out"
+        )
     counts = count_acceptance(rounds, probabilities=has_probabilities(rounds))
     return DraftFit(
         gammas=tuple(sorted(rounds["gamma"].unique().tolist())),

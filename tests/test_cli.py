@@ -10,7 +10,7 @@ import pytest
 
 from specdec_lab import main
 
-COMMANDS = ["lab", "simulate", "measure", "fit", "predict", "compare"]
+COMMANDS = ["lab", "simulate", "measure", "fit", "predict", "compare", "check-sampler", "greedy-diff"]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -100,3 +100,157 @@ def test_bad_use_is_one_line_and_exit_code_two(
     assert says in error
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+CATEGORIES = ("red", "blue")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six prompts in two categories, in the tiny model's words, each with a repetition to look up."""
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    lines = [
+        {"id": f"{category}{i}", "category": category, "prompt": f"w{9 + k} w{i} w{i + 1} w{i + 2} w{i} w{i + 1}"}
+        for k, category in enumerate(CATEGORIES)
+        for i in range(6)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_folder(model_folder: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole lab run on the tiny model."""
+    folder = tmp_path_factory.mktemp("runs") / "lab"
+    with pytest.MonkeyPatch.context() as patch:
+        words = ("lab", "--target", str(model_folder), "--prompts", str(prompts), "--out", str(folder), "--json")
+        drafts = ("--draft", "prompt-lookup@3:2", "--draft", "early-exit:2@2:1")
+        sizes = ("--calibration-prompts", "3", "--evaluation-prompts", "3", "--max-new-tokens", "8")
+        assert call(patch, *words, *drafts, *sizes) == 0
+    return folder
+
+
+def test_lab_leaves_everything_it_promises(run_folder: Path) -> None:
+    import pandas as pd
+
+    comparison = pd.read_csv(run_folder / "comparison.csv")
+    assert list(comparison.columns[:11]) == [
+        *("config", "draft", "gamma", "category", "held_out"),
+        *("predicted", "predicted_lo", "predicted_hi", "measured", "measured_lo", "measured_hi"),
+    ]
+    held_out = comparison[comparison["held_out"]]
+    assert sorted(zip(held_out["draft"], held_out["gamma"], held_out["category"], strict=True)) == [
+        ("early-exit:2", 1, "blue"),
+        ("early-exit:2", 1, "red"),
+        ("prompt-lookup", 2, "blue"),
+        ("prompt-lookup", 2, "red"),
+    ]
+    names = {path.name for path in run_folder.iterdir()}
+    figure = {f"predicted_vs_measured.{suffix}" for suffix in ("png", "pdf", "csv")}
+    assert names == {"rounds.parquet", "forwards.parquet", "run.json", "comparison.csv", "report.md"} | figure
+    assert "mean absolute percentage error" in (run_folder / "report.md").read_text()
+
+
+def test_compare_reproduces_the_comparison_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run_folder: Path
+) -> None:
+    before = (run_folder / "comparison.csv").read_bytes()
+    assert call(monkeypatch, "compare", str(run_folder), "--json") == 0
+    assert (run_folder / "comparison.csv").read_bytes() == before
+    result = json.loads(capsys.readouterr().out)
+    assert result["configs"] == 4
+    assert len(result["configurations"]) == 8
+
+
+def test_fit_and_predict_read_a_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run_folder: Path
+) -> None:
+    assert call(monkeypatch, "fit", str(run_folder), "--json") == 0
+    fits = json.loads(capsys.readouterr().out)
+    assert set(fits["drafts"]) == {"prompt-lookup", "early-exit:2"}
+    assert call(monkeypatch, "fit", str(run_folder)) == 0
+    assert "early-exit:2" in capsys.readouterr().out
+    assert call(monkeypatch, "predict", str(run_folder), "--draft", "early-exit:2", "--gamma", "1", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["gamma"], row["category"]) for row in rows] == [(1, "blue"), (1, "red")]
+    assert all(row["predicted_lo"] < row["predicted"] < row["predicted_hi"] for row in rows)
+    assert call(monkeypatch, "predict", str(run_folder), "--draft", "other") == 2
+    assert "drafts ['other'] were not calibrated" in capsys.readouterr().err
+
+
+def test_measure_prints_what_scripts_rely_on(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    model_folder: Path,
+    prompts: Path,
+) -> None:
+    words = ("measure", "--target", str(model_folder), "--draft", str(model_folder), "--gamma", "2", "--json")
+    limits = ("--temperature", "0.8", "--prompts", str(prompts), "--max-new-tokens", "9", "--out", str(tmp_path / "m"))
+    assert call(monkeypatch, *words, *limits) == 0
+    result = json.loads(capsys.readouterr().out)
+    for name in ("speedup", "block_efficiency", "alpha", "alpha_ci", "tokens_per_second", "baseline_tokens_per_second"):
+        assert result[name]
+    assert result["loop_efficiency"] > 0
+    assert result["alpha"] == 1  # the draft is the target
+    assert call(monkeypatch, *words, *limits) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_greedy_diff_finds_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model_folder: Path, prompts: Path
+) -> None:
+    words = ("greedy-diff", "--target", str(model_folder), "--draft", "early-exit:2", "--prompts", str(prompts))
+    assert call(monkeypatch, *words, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["prompt"] for row in found} == {"red0", "blue0"}
+    assert {row["kind"] for row in found} <= {"identical", "numeric tie"}
+
+
+class TestCheckSampler:
+    """The samplers are those that the harness itself ships."""
+
+    def test_a_correct_sampler_passes_with_code_zero(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        (tmp_path / "sound.py").write_text(
+            "from analysis.losslessness.rules import REJECTION_SAMPLING, chain_sampler\n"
+            "sampler = chain_sampler(REJECTION_SAMPLING)\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        assert call(monkeypatch, "check-sampler", "sound:sampler", "--max-samples", "20000", "--json") == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["lossless"] is True
+        assert {"verdict", "p_value", "e_value", "samples", "detectable_tv", "worst_cell"} <= set(result)
+
+    def test_a_sampler_that_always_accepts_is_caught_with_code_one(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        (tmp_path / "hasty.py").write_text(
+            "import numpy as np\n"
+            "def sampler(p, q, n, rng):\n"
+            "    rows = np.broadcast_to(np.concatenate([q, p[..., -1:, :]], axis=-2), (n, *p.shape[-2:]))\n"
+            "    return (rng.random((n, p.shape[-2], 1)) > rows.cumsum(-1)).sum(-1).clip(max=p.shape[-1] - 1)\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        assert call(monkeypatch, "check-sampler", "hasty:sampler", "--json") == 1
+        assert json.loads(capsys.readouterr().out)["lossless"] is False
+
+    @pytest.mark.parametrize(
+        ("words", "says"),
+        [
+            ((), "name a sampler as module:callable"),
+            (("nowhere",), "a sampler is named module:callable, got 'nowhere'"),
+            (("nowhere:sampler",), "cannot import 'nowhere'"),
+            (("json:dumps",), "dumps"),
+        ],
+    )
+    def test_bad_use_is_code_two(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        words: tuple[str, ...],
+        says: str,
+    ) -> None:
+        assert call(monkeypatch, "check-sampler", *words) == 2
+        assert says in capsys.readouterr().err

@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from real import loading
 from real.draft_models import ModelDraft, PromptLookupDraft
@@ -20,21 +18,10 @@ CPU = torch.device("cpu")
 GREEDY = SamplingSettings(temperature=0)
 
 
-def save_model(folder: Path, vocab: int = 40, words: str = "w") -> Path:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocab, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    vocabulary = {f"{words}{i}": i for i in range(vocab - 1)} | {"</s>": vocab - 1}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="</s>"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return save_model(tmp_path / "target")
+def folder(model_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(model_folder, tmp_path / "target"))
 
 
 def test_a_local_folder_loads_as_target_and_as_draft(folder: Path) -> None:
@@ -66,16 +53,14 @@ def test_a_model_without_tokenizer_is_refused_as_target(folder: Path) -> None:
         load_target(str(folder), CPU)
 
 
-def test_a_draft_with_another_vocabulary_size_is_refused(folder: Path, tmp_path: Path) -> None:
-    other = save_model(tmp_path / "other", vocab=41)
+def test_a_draft_with_another_vocabulary_size_is_refused(folder: Path, other_vocabularies: tuple[Path, Path]) -> None:
     with pytest.raises(ValueError, match=r"vocabulary of 41 tokens, target .* of 40; choose a draft from"):
-        load_draft(str(other), load_target(str(folder), CPU), GREEDY)
+        load_draft(str(other_vocabularies[0]), load_target(str(folder), CPU), GREEDY)
 
 
-def test_a_draft_with_other_tokens_is_refused(folder: Path, tmp_path: Path) -> None:
-    other = save_model(tmp_path / "other", words="v")
+def test_a_draft_with_other_tokens_is_refused(folder: Path, other_vocabularies: tuple[Path, Path]) -> None:
     with pytest.raises(ValueError, match="same size with different tokens"):
-        load_draft(str(other), load_target(str(folder), CPU), GREEDY)
+        load_draft(str(other_vocabularies[1]), load_target(str(folder), CPU), GREEDY)
 
 
 def test_the_embedded_target_without_its_wheel_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
