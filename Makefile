@@ -20,7 +20,7 @@ lab: install
 	$(BIN)/specdec lab --out $(OUT) --resume
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -372,6 +372,7 @@ def greedy_diff(
                 _array(pair.reference_logits),
                 _array(pair.other_logits),
                 dtype=str(loaded.decoder.dtype).removeprefix("torch."),
+                width=loaded.decoder.width,
                 layers=loaded.decoder.layers,
             )
             found.append({"prompt": prompt.id, **divergence.to_dict()})

@@ -37,6 +37,10 @@ class Decoder(Protocol):
         """Decoder layers."""
 
     @property
+    def width(self) -> int:
+        """Hidden size."""
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the weights and the cache."""
 
@@ -97,6 +101,7 @@ class TransformersDecoder:
         self.model = model
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self.layers = int(model.config.num_hidden_layers)
+        self.width = int(model.config.hidden_size)
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
 

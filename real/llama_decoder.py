@@ -108,6 +108,11 @@ class LlamaDecoder:
         return len(self.blocks)
 
     @property
+    def width(self) -> int:
+        """Hidden size."""
+        return self.embedding.shape[1]
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the weights and the cache."""
         return self.embedding.dtype

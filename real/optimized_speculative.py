@@ -64,12 +64,14 @@ def generate(
     if cache is None:
         cache = prefill(decoder, prompt_ids, capacity)
     cache.rollback(prompt_length - 1)
-    draft.start(prompt_ids, capacity, cache, seed + 1)
     if rule is None:
         rule = greedy if settings.greedy else rejection_sampling
     elif settings.greedy and rule is not greedy:
         raise ValueError("temperature 0 is verified by the greedy rule; leave `rule` out, or raise the temperature")
     generator = torch.Generator(decoder.device).manual_seed(seed)
+    # Drawn, not counted up from `seed`: the draft of one run must not share noise with another run's verification.
+    draft_seed = int(torch.randint(2**62, (1,), generator=generator, device=decoder.device))
+    draft.start(prompt_ids, capacity, cache, draft_seed)
     clock = Stopwatch(decoder.device)
     output = Generation()
     context = prompt_ids
