@@ -180,7 +180,7 @@ def lab(
     prompts: Prompts = None,
     calibration_prompts: Annotated[int, typer.Option(help="Calibration prompts per category.")] = 8,
     evaluation_prompts: Annotated[int, typer.Option(help="Held-out prompts per category.")] = 10,
-    max_new_tokens: Annotated[int, typer.Option(help="Output tokens per prompt and configuration.")] = 20,
+    max_new_tokens: Annotated[int, typer.Option(help="Output tokens per prompt and configuration.")] = 18,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = None,

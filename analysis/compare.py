@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.fit_acceptance import Estimate, wilson
+from analysis.interruptions import cap_interruptions
 from analysis.predict import config_names
 from sim.records import ROUND_SECONDS, check_rounds
 
@@ -44,7 +45,7 @@ def measured(rounds: pd.DataFrame, seed: int = 0, resamples: int = 2000) -> pd.D
     """Measure the speedup of every configuration of a round table.
 
     speedup = baseline seconds per token / speculative seconds per token, both summed over the same prompts, from the
-    wall time of rounds (prefill excluded).
+    time of rounds (prefill excluded), those capped that something interrupted (see `analysis.interruptions`).
 
     Args:
         rounds: speculative rounds, and baseline rounds (gamma 0) of the same prompts in the same phase.
@@ -53,7 +54,8 @@ def measured(rounds: pd.DataFrame, seed: int = 0, resamples: int = 2000) -> pd.D
 
     Returns:
         config, draft, gamma, category, held_out, `measured`, `measured_lo`, `measured_hi` (95%; NaN for one prompt),
-        prompts, tokens, rounds, and the parts as `analysis.predict.predict` names them.
+        `measured_wall` (the same from plain wall time), prompts, tokens, rounds, and the parts as
+        `analysis.predict.predict` names them.
 
     Raises:
         ValueError: the table breaks its schema, or a prompt lacks its baseline.
@@ -63,13 +65,18 @@ def measured(rounds: pd.DataFrame, seed: int = 0, resamples: int = 2000) -> pd.D
     if missing:
         raise ValueError(f"measuring a speedup needs the round table's columns {missing}")
     held_out = rounds["phase"] != "calibration" if "phase" in rounds else pd.Series(True, index=rounds.index)
-    rounds = rounds.assign(held_out=held_out, rounds=1)
+    wall = rounds[list(ROUND_SECONDS)].sum(axis=1)
+    rounds = cap_interruptions(rounds).assign(held_out=held_out, rounds=1, wall_seconds=wall)
     sums = rounds.groupby(["held_out", "category", "request_id", "draft", "gamma"], sort=False)[
-        ["emitted", "rounds", *ROUND_SECONDS]
+        ["emitted", "rounds", "wall_seconds", *ROUND_SECONDS]
     ].sum()
     sums["seconds"] = sums[list(ROUND_SECONDS)].sum(axis=1)
     is_baseline = sums.index.get_level_values("gamma") == 0
-    steps = sums.loc[is_baseline, ["emitted", "seconds"]].droplevel(["draft", "gamma"]).add_suffix("_baseline")
+    steps = (
+        sums.loc[is_baseline, ["emitted", "seconds", "wall_seconds"]]
+        .droplevel(["draft", "gamma"])
+        .add_suffix("_baseline")
+    )
     paired = sums[~is_baseline].join(steps, on=["held_out", "category", "request_id"])
     if paired["seconds_baseline"].isna().any():
         lacking = paired.index[paired["seconds_baseline"].isna()][0]
@@ -93,9 +100,9 @@ def compare(predictions: pd.DataFrame, measurements: pd.DataFrame) -> pd.DataFra
         measurements: from `measured`.
 
     Returns:
-        COMPARISON_COLUMNS, then `error_percent` (predicted over measured, less 1), `covered`, the measurement's
-        prompts, tokens and rounds, `log_error` = log(predicted / measured), and its exact sum of `log_error_<part>` for
-        every part of `PARTS` (see `decompose`).
+        COMPARISON_COLUMNS, then `error_percent` (predicted over measured, less 1), `covered`, `measured_wall`, the
+        measurement's prompts, tokens and rounds, `log_error` = log(predicted / measured), and its exact sum of
+        `log_error_<part>` for every part of `PARTS` (see `decompose`).
 
     Raises:
         ValueError: a measured configuration has no prediction.
@@ -110,7 +117,7 @@ def compare(predictions: pd.DataFrame, measurements: pd.DataFrame) -> pd.DataFra
     shares = decompose(*(both[[f"{part}_{side}" for part in PARTS]].to_numpy() for side in ("predicted", "measured")))
     names = [f"log_error_{part}" for part in PARTS]
     both[names] = shares
-    extra = ["error_percent", "covered", "prompts", "tokens", "rounds", "log_error", *names]
+    extra = ["error_percent", "covered", "measured_wall", "prompts", "tokens", "rounds", "log_error", *names]
     return both[[*COMPARISON_COLUMNS, *extra]]
 
 
@@ -179,10 +186,12 @@ def _measure(part: pd.DataFrame, rng: np.random.Generator, resamples: int) -> di
         low, high = np.quantile((baseline / baseline_tokens) / (seconds / tokens), [0.025, 0.975])
     tokens, seconds, baseline_tokens, baseline = sums.sum(axis=0)
     rounds = int(part["rounds"].sum())
+    wall, baseline_wall = part["wall_seconds"].sum(), part["wall_seconds_baseline"].sum()
     return {
         "measured": (baseline / baseline_tokens) / (seconds / tokens),
         "measured_lo": float(low),
         "measured_hi": float(high),
+        "measured_wall": float((baseline_wall / baseline_tokens) / (wall / tokens)),
         "prompts": prompts,
         "tokens": int(tokens),
         "rounds": rounds,

@@ -14,6 +14,7 @@ from analysis.fit_acceptance import AcceptanceCounts, AcceptanceFit, count_accep
 from analysis.fit_costs import BaselineCosts, DraftCosts, fit_baseline, fit_draft_costs
 from analysis.fit_latency import LatencyFit, fit_latency
 from analysis.goodness_of_fit import GoodnessOfFit, goodness_of_fit
+from analysis.interruptions import cap_interruptions
 from analysis.pooling import PooledRates, pool
 from sim.records import check_rounds
 
@@ -66,7 +67,7 @@ def calibrate(rounds: pd.DataFrame, forwards: pd.DataFrame, seed: int = 0, draws
     Raises:
         ValueError: a table breaks its schema, or calibration rows of a kind are missing.
     """
-    rounds = calibration_rounds(rounds)
+    rounds = cap_interruptions(calibration_rounds(rounds))
     latency = fit_latency(forwards, stream(seed, "latency"), draws)
     steps = rounds[rounds["gamma"] == 0]
     if steps.empty:
