@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -215,9 +216,9 @@ def lab(
         try:
             experiment.run(loaded, prompt_set, plan, out, resume, progress)
         except KeyboardInterrupt:
-            again = " ".join(["specdec", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
+            again = shlex.join(["specdec", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
             typer.echo(f"interrupted; {out} keeps what is measured so far. Resume with: {again}", err=True)
-            raise
+            raise typer.Exit(130) from None
     _compare(out, seed, as_json)
 
 
@@ -292,6 +293,7 @@ def check_sampler(
     ] = None,
     seed: Seed = 0,
     self_test: Annotated[bool, typer.Option("--self-test", help="Try the harness on samplers of known worth.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for check.json and a plot of where the mass moved.")] = None,
     as_json: Json = False,
 ) -> None:
     """Test whether a sampler is lossless: exit code 0 if it is, 1 if not, 2 on bad use.
@@ -327,6 +329,12 @@ def check_sampler(
         raise
     except Exception as error:
         raise ValueError(f"{sampler} raised {type(error).__name__}: {error}") from error
+    if out is not None:
+        from paper_figs.mass_moved import draw
+        from sim.records import write_json
+
+        write_json(result.to_dict(), out / "check.json")
+        draw(result, out, sampler)
     if as_json:
         _print_json(result.to_dict())
     else:

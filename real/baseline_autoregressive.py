@@ -6,7 +6,7 @@ the next from the logits that come back. `optimized_speculative` keeps the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -50,6 +50,24 @@ class Generation:
     stopped: bool = False
 
 
+Step = tuple[list[int], Round]
+"""The tokens that a round emitted, and the round as it was measured."""
+
+
+def collect(
+    steps: Iterator[Step], stop_ids: frozenset[int], on_tokens: Callable[[list[int]], None] | None
+) -> Generation:
+    """Run rounds to the end and put them together."""
+    output = Generation()
+    for tokens, measured in steps:
+        output.token_ids += tokens
+        output.rounds.append(measured)
+        if on_tokens is not None:
+            on_tokens(tokens)
+    output.stopped = output.token_ids[-1] in stop_ids
+    return output
+
+
 def prefill(decoder: Decoder, prompt_ids: Tensor, capacity: int) -> Cache:
     """A cache that holds all of the prompt but its last token.
 
@@ -85,7 +103,6 @@ def check_limits(max_new_tokens: int) -> None:
         raise ValueError(f"max_new_tokens must be >= 1, got {max_new_tokens}")
 
 
-@torch.inference_mode()
 def generate(
     decoder: Decoder,
     prompt_ids: Tensor,
@@ -111,16 +128,42 @@ def generate(
 
     Returns:
         The new tokens and one `Round` per step, with gamma 0. The prefill is not part of any round.
+
+    Raises:
+        ValueError: max_new_tokens is below 1, or the prompt is unusable (see `prefill`).
     """
+    steps = decode(
+        decoder,
+        prompt_ids,
+        max_new_tokens=max_new_tokens,
+        settings=settings,
+        stop_ids=stop_ids,
+        seed=seed,
+        cache=cache,
+    )
+    return collect(steps, stop_ids, on_tokens)
+
+
+@torch.inference_mode()
+def decode(
+    decoder: Decoder,
+    prompt_ids: Tensor,
+    *,
+    max_new_tokens: int,
+    settings: SamplingSettings,
+    stop_ids: frozenset[int],
+    seed: int,
+    cache: Cache | None,
+) -> Iterator[Step]:
+    """The steps of `generate`, one at a time, so that several generations can take turns."""
     check_limits(max_new_tokens)
     if cache is None:
         cache = prefill(decoder, prompt_ids, len(prompt_ids) + max_new_tokens)
     cache.rollback(len(prompt_ids) - 1)
     generator = torch.Generator(decoder.device).manual_seed(seed)
     clock = Stopwatch(decoder.device)
-    output = Generation()
     pending = prompt_ids[-1:]
-    while len(output.token_ids) < max_new_tokens and not output.stopped:
+    for context in range(len(prompt_ids), len(prompt_ids) + max_new_tokens):
         begin = clock.mark()
         logits = decoder.forward(pending, cache)[-1]
         forwarded = clock.mark()
@@ -130,11 +173,10 @@ def generate(
             pending = draw(probabilities(logits, settings), generator)[None]
         token = int(pending)
         end = clock.mark()
-        output.token_ids.append(token)
-        output.stopped = token in stop_ids
-        output.rounds.append(
+        yield (
+            [token],
             Round(
-                context=len(prompt_ids) + len(output.token_ids) - 1,
+                context=context,
                 gamma=0,
                 drafted=0,
                 accepted=0,
@@ -144,8 +186,7 @@ def generate(
                 draft_seconds=0.0,
                 verify_seconds=clock.seconds(begin, forwarded),
                 other_seconds=clock.seconds(forwarded, end),
-            )
+            ),
         )
-        if on_tokens is not None:
-            on_tokens([token])
-    return output
+        if token in stop_ids:
+            return

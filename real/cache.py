@@ -51,6 +51,12 @@ class KVCache:
         """Forget every token from `length` on; a cache that is already shorter stays as it is."""
         self.length = min(self.length, length)
 
+    def copy(self) -> KVCache:
+        """The same tokens in buffers of its own."""
+        twin = KVCache(self.keys.clone(), self.values.clone())
+        twin.length = self.length
+        return twin
+
     def view(self) -> KVCache:
         """The same buffers with a length of its own: what early exit drafts into."""
         shared = KVCache(self.keys, self.values)

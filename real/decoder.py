@@ -21,6 +21,9 @@ class Cache(Protocol):
     def rollback(self, length: int) -> None:
         """Forget every token from `length` on; a cache that is already shorter stays as it is."""
 
+    def copy(self) -> Cache:
+        """The same tokens in storage of its own."""
+
     def view(self) -> Cache:
         """The same storage with a length of its own, for drafting with the first layers of the same model."""
 
@@ -86,6 +89,12 @@ class TransformersCache:
             excess = layer.get_seq_length() - self.length
             if excess > 0:
                 layer.crop(-excess)
+
+    def copy(self) -> TransformersCache:
+        """The same tokens in layers of its own."""
+        twin = TransformersCache(copy.deepcopy(self.layers))
+        twin.length = self.length
+        return twin
 
     def view(self) -> TransformersCache:
         """The same layers; the owner crops them back before its own next forward."""

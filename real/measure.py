@@ -1,22 +1,24 @@
 """Measure a target and its drafts on prompts: every prompt decoded without and with each draft, side by side.
 
-All configurations of a prompt run one after the other, in random order, on one prefilled cache. So a slow spell of the
-machine hits the baseline and the drafts alike, and their ratio stays.
+All configurations of a prompt are decoded at the same time, round by round: whichever has emitted the fewest tokens
+takes the next turn. So a slow spell of the machine, however short, hits the baseline and the drafts alike, and their
+ratio stays.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from real import baseline_autoregressive, optimized_speculative
-from real.baseline_autoregressive import Generation, prefill
+from real.baseline_autoregressive import Generation, Step, prefill
 from real.decoder import Decoder
 from real.draft_models import Draft, ModelDraft
 from real.loading import Target
@@ -59,27 +61,39 @@ def measure_prompt(
     prompt_ids = target.encode(prompt.text)
     gamma = max(configuration.gamma for configuration in configurations)
     cache = prefill(target.decoder, prompt_ids, len(prompt_ids) + max_new_tokens + gamma + 1)
-    order = np.random.default_rng(_seed(seed, phase, prompt.id)).permutation(len(configurations))
-    tables: dict[int, pd.DataFrame] = {}
-    for index in order:
-        configuration = configurations[index]
+    rng = np.random.default_rng(_seed(seed, phase, prompt.id))
+    running: list[Iterator[Step]] = []
+    for configuration in configurations:
         own_seed = _seed(seed, phase, prompt.id, configuration.name, str(configuration.gamma))
+        limits: dict[str, Any] = {
+            "prompt_ids": prompt_ids,
+            "max_new_tokens": max_new_tokens,
+            "settings": settings,
+            "stop_ids": target.stop_ids,
+            "seed": own_seed,
+            "cache": cache.copy(),
+        }
         if configuration.draft is None:
-            decode = partial(baseline_autoregressive.generate, target.decoder)
+            running.append(baseline_autoregressive.decode(target.decoder, **limits))
         else:
-            decode = partial(
-                optimized_speculative.generate, target.decoder, configuration.draft, gamma=configuration.gamma
-            )
-        generation = decode(
-            prompt_ids=prompt_ids,
-            max_new_tokens=max_new_tokens,
-            settings=settings,
-            stop_ids=target.stop_ids,
-            seed=own_seed,
-            cache=cache,
-        )
-        tables[index] = round_table(generation, prompt, configuration.name, phase)
-    return pd.concat([tables[index] for index in range(len(configurations))], ignore_index=True)
+            draft = copy.copy(configuration.draft)  # keeps a sequence of its own
+            gamma = configuration.gamma
+            running.append(optimized_speculative.decode(target.decoder, draft, gamma=gamma, **limits))
+    outputs = [Generation() for _ in configurations]
+    unfinished = set(range(len(configurations)))
+    while unfinished:
+        turn = min(unfinished, key=lambda index: (len(outputs[index].token_ids), rng.random()))
+        step = next(running[turn], None)
+        if step is None:
+            unfinished.remove(turn)
+        else:
+            outputs[turn].token_ids += step[0]
+            outputs[turn].rounds.append(step[1])
+    tables = [
+        round_table(output, prompt, configuration.name, phase)
+        for output, configuration in zip(outputs, configurations, strict=True)
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def round_table(generation: Generation, prompt: Prompt, draft: str, phase: str) -> pd.DataFrame:

@@ -7,12 +7,12 @@ target's logits is the distribution after i drafted tokens, since the forward be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from real.baseline_autoregressive import Generation, Round, check_limits, prefill
+from real.baseline_autoregressive import Generation, Round, Step, check_limits, collect, prefill
 from real.decoder import Cache, Decoder
 from real.draft_models import Draft, Proposal
 from real.sampling import SamplingSettings, probabilities
@@ -20,7 +20,6 @@ from real.timing import Stopwatch
 from real.verification import VerificationRule, greedy, rejection_sampling
 
 
-@torch.inference_mode()
 def generate(
     decoder: Decoder,
     draft: Draft,
@@ -56,6 +55,36 @@ def generate(
     Raises:
         ValueError: gamma is below 1, or the prompt is unusable (see `prefill`).
     """
+    steps = decode(
+        decoder,
+        draft,
+        prompt_ids,
+        gamma=gamma,
+        max_new_tokens=max_new_tokens,
+        settings=settings,
+        rule=rule,
+        stop_ids=stop_ids,
+        seed=seed,
+        cache=cache,
+    )
+    return collect(steps, stop_ids, on_tokens)
+
+
+@torch.inference_mode()
+def decode(
+    decoder: Decoder,
+    draft: Draft,
+    prompt_ids: Tensor,
+    *,
+    gamma: int,
+    max_new_tokens: int,
+    settings: SamplingSettings,
+    rule: VerificationRule | None = None,
+    stop_ids: frozenset[int],
+    seed: int,
+    cache: Cache | None,
+) -> Iterator[Step]:
+    """The rounds of `generate`, one at a time, so that several generations can take turns."""
     if gamma < 1:
         raise ValueError(f"gamma must be >= 1, got {gamma}; use baseline_autoregressive.generate to decode without")
     check_limits(max_new_tokens)
@@ -73,11 +102,11 @@ def generate(
     draft_seed = int(torch.randint(2**62, (1,), generator=generator, device=decoder.device))
     draft.start(prompt_ids, capacity, cache, draft_seed)
     clock = Stopwatch(decoder.device)
-    output = Generation()
     context = prompt_ids
-    while len(output.token_ids) < max_new_tokens and not output.stopped:
+    wanted, stopped = max_new_tokens, False
+    while wanted and not stopped:
         begin = clock.mark()
-        depth = min(gamma, max_new_tokens - len(output.token_ids) - 1)
+        depth = min(gamma, wanted - 1)
         proposal = draft.propose(context, depth) if depth else Proposal(context[:0], None)
         proposed = clock.mark()
         logits = decoder.forward(torch.cat([context[-1:], proposal.token_ids]), cache)
@@ -88,14 +117,15 @@ def generate(
         block = torch.cat([proposal.token_ids[:accepted], verdict.next_token[None]])
         tokens = block.tolist()
         kept = next((i + 1 for i, token in enumerate(tokens) if token in stop_ids), len(tokens))
-        output.stopped = tokens[kept - 1] in stop_ids
+        stopped = tokens[kept - 1] in stop_ids
+        wanted -= kept
         start_context = len(context)
         context = torch.cat([context, block[:kept]])
         cache.rollback(len(context) - 1)
         accept_probability = tuple(verdict.accept_probability.tolist())
         end = clock.mark()
-        output.token_ids += tokens[:kept]
-        output.rounds.append(
+        yield (
+            tokens[:kept],
             Round(
                 context=start_context,
                 gamma=gamma,
@@ -108,8 +138,5 @@ def generate(
                 verify_seconds=clock.seconds(proposed, verified),
                 other_seconds=clock.seconds(verified, end),
                 accept_probability=accept_probability,
-            )
+            ),
         )
-        if on_tokens is not None:
-            on_tokens(tokens[:kept])
-    return output

@@ -233,8 +233,10 @@ class TestCheckSampler:
             "    return (rng.random((n, p.shape[-2], 1)) > rows.cumsum(-1)).sum(-1).clip(max=p.shape[-1] - 1)\n"
         )
         monkeypatch.chdir(tmp_path)
-        assert call(monkeypatch, "check-sampler", "hasty:sampler", "--json") == 1
+        assert call(monkeypatch, "check-sampler", "hasty:sampler", "--json", "--out", "found") == 1
         assert json.loads(capsys.readouterr().out)["lossless"] is False
+        assert json.loads((tmp_path / "found" / "check.json").read_text())["lossless"] is False
+        assert (tmp_path / "found" / "mass_moved.png").exists()
 
     @pytest.mark.parametrize(
         ("words", "says"),

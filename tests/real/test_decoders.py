@@ -63,6 +63,17 @@ def test_drafting_in_a_view_leaves_the_target_as_it_was(decoder: Decoder) -> Non
     )
 
 
+def test_a_copy_of_a_cache_goes_its_own_way(decoder: Decoder) -> None:
+    cache = decoder.new_cache(32)
+    decoder.forward(IDS[:8], cache)
+    twin = cache.copy()
+    decoder.forward(IDS[:5], twin)
+    assert (cache.length, twin.length) == (8, 13)
+    torch.testing.assert_close(
+        decoder.forward(IDS[8:], cache), decoder.forward(IDS, decoder.new_cache(20))[8:], rtol=0, atol=1e-9
+    )
+
+
 @pytest.mark.parametrize("count", [0, 4, 9])
 def test_an_early_exit_outside_the_model_is_refused(decoder: Decoder, count: int) -> None:
     with pytest.raises(ValueError, match=f"must keep 1 to 3 of the target's 4 layers, got {count}"):
