@@ -49,7 +49,7 @@ def draw(comparison: pd.DataFrame, out_dir: Path, caption: str = "") -> dict[str
     shapes = dict(zip(drafts, MARKERS, strict=False))
     colours = dict(zip(categories, palette(len(categories)), strict=True))
     with style():
-        figure = new_figure(COLUMN_INCHES, 1.3 * COLUMN_INCHES)
+        figure = new_figure(COLUMN_INCHES, 1.18 * COLUMN_INCHES)
         axes = figure.add_subplot()
         low, high = _limits(comparison)
         _guides(axes, low, high)
