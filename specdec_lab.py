@@ -14,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -261,7 +262,7 @@ def predict(
     design = prediction.make_design(calibration, names, gamma or [1, 2, 3, 4], prompts, max_new_tokens, prompt_tokens)
     table = prediction.predict(calibration, design, seed)
     if as_json:
-        _print_json(table.to_dict(orient="records"))
+        _print_json(_records(table))
         return
     _print_table(
         ("draft", "gamma", "category", "speedup", "95% interval"),
@@ -411,7 +412,7 @@ def _compare(folder: Path, seed: int, as_json: bool) -> None:
     report = write_report(folder, metadata, calibration, comparison, figure["png"])
     result = score(comparison, seed=seed)
     if as_json:
-        _print_json({**asdict(result), "configurations": comparison.to_dict(orient="records"), "report": str(report)})
+        _print_json({**asdict(result), "configurations": _records(comparison), "report": str(report)})
         return
     _print_table(
         ("configuration", "predicted", "95% interval", "measured", "95% interval", "error"),
@@ -498,7 +499,13 @@ def _array(logits: Tensor | None) -> NDArray[np.float64] | None:
 
 
 def _bounded(row: Mapping[Any, Any], name: str) -> tuple[str, str]:
-    return f"{row[name]:.3f}", f"{row[f'{name}_lo']:.3f} to {row[f'{name}_hi']:.3f}"
+    low, high = row[f"{name}_lo"], row[f"{name}_hi"]
+    return f"{row[name]:.3f}", "one prompt only" if low != low else f"{low:.3f} to {high:.3f}"
+
+
+def _records(table: pd.DataFrame) -> list[dict[Any, Any]]:
+    """Rows for JSON, which has no NaN: what is missing is null."""
+    return table.astype(object).where(table.notna(), None).to_dict(orient="records")
 
 
 def _print_json(value: Any) -> None:

@@ -35,7 +35,7 @@ def bench() -> dict[str, dict[str, float]]:
     begin = time.process_time()
     result = check(CORRECT["rejection_sampling"])
     seconds = time.process_time() - begin
-    figures["default_check_seconds"] = {"value": seconds, "target": 60.0}
+    figures["default_check_seconds"] = {"value": seconds, "target": 60.0, "lower_is_better": True}
     figures["default_check_rounds_per_second"] = {"value": result.samples / seconds, "target": 5e5}
     return figures
 
