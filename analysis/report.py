@@ -91,8 +91,8 @@ def comparison_section(rows: pd.DataFrame) -> str:
     head = ["draft", "γ", "category", "predicted", "measured", "error", "covered", "prompts / tokens"]
     note = (
         "Speedup is autoregressive seconds per token over speculative seconds per token on the same prompts, prefill "
-        "excluded. Predicted intervals hold the fit's uncertainty and that of a measurement of this size; measured "
-        "ones resample prompts."
+        "excluded; rounds that another process interrupted are capped. Predicted intervals hold the fit's uncertainty "
+        "and that of a measurement of this size; measured ones resample prompts."
     )
     return f"{note}\n\n{markdown(head, body)}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -160,6 +161,18 @@ def test_compare_reproduces_the_comparison_of_the_run(
     result = json.loads(capsys.readouterr().out)
     assert result["configs"] == 4
     assert len(result["configurations"]) == 8
+
+
+def test_the_committed_run_gives_the_readme_s_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import pandas as pd
+
+    root = Path(__file__).parents[1]
+    folder = Path(shutil.copytree(root / "docs" / "lab", tmp_path / "lab"))
+    assert call(monkeypatch, "compare", str(folder), "--json") == 0
+    committed, again = (pd.read_csv(path / "comparison.csv") for path in (root / "docs" / "lab", folder))
+    pd.testing.assert_frame_equal(again, committed, rtol=1e-6)
+    headline = (folder / "report.md").read_text().split("\n\n")[1]
+    assert headline in (root / "README.md").read_text()
 
 
 def test_fit_and_predict_read_a_run(
