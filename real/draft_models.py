@@ -83,7 +83,7 @@ class ModelDraft:
         for _ in range(gamma):
             logits = self.decoder.forward(pending, self.cache, logits_to_keep=1)[0]
             if self.settings.greedy:
-                pending = logits.argmax(dim=-1, keepdim=True)
+                pending = self.greedy_choice(logits)
             else:
                 probs.append(self.distribution(logits))
                 pending = draw(probs[-1], self.generator)[None]
@@ -93,6 +93,10 @@ class ModelDraft:
     def distribution(self, logits: Tensor) -> Tensor:
         """[vocab] probabilities that a token is drafted from."""
         return probabilities(logits, self.settings)
+
+    def greedy_choice(self, logits: Tensor) -> Tensor:
+        """[1] the token that greedy decoding drafts."""
+        return logits.argmax(dim=-1, keepdim=True)
 
 
 class SyntheticDraft(ModelDraft):
@@ -109,26 +113,17 @@ class SyntheticDraft(ModelDraft):
         super().__init__(target, settings, f"synthetic:{alpha:g}")
         self.alpha = alpha
 
-    def propose(self, context: Tensor, gamma: int) -> Proposal:
-        """Draft with the spoilt target; a greedy draft's proposals stay one-hot."""
-        if not self.settings.greedy:
-            return super().propose(context, gamma)
-        self.cache.rollback(len(context) - 1)
-        pending = context[self.cache.length :]
-        token_ids = []
-        for _ in range(gamma):
-            logits = self.decoder.forward(pending, self.cache, logits_to_keep=1)[0]
-            keep = torch.rand(1, device=logits.device, generator=self.generator) < self.alpha
-            pending = torch.where(keep, logits.argmax(), logits.argmin())
-            token_ids.append(pending)
-        return Proposal(torch.cat(token_ids), None)
-
     def distribution(self, logits: Tensor) -> Tensor:
         """[vocab] alpha p + (1 - alpha) at p's least likely token."""
         p = probabilities(logits, self.settings)
         q = self.alpha * p
         q[p.argmin()] += 1 - self.alpha
         return q
+
+    def greedy_choice(self, logits: Tensor) -> Tensor:
+        """[1] the target's own choice with probability alpha, else its least likely token."""
+        keep = torch.rand(1, device=logits.device, generator=self.generator) < self.alpha
+        return torch.where(keep, logits.argmax(), logits.argmin())
 
 
 class PromptLookupDraft:

@@ -131,9 +131,9 @@ def run(target: Target, prompts: list[Prompt], plan: Plan, folder: Path, resume:
         "calibration": [Configuration(drafts[d.name], d.calibration_gamma) for d in plan.drafts],
         "evaluation": [Configuration(drafts[d.name], gamma) for d in plan.drafts for gamma in d.evaluation_gammas],
     }
+    measured = read_rounds(folder / ROUNDS) if (folder / ROUNDS).exists() else pd.DataFrame()
     for phase, chosen in phases.items():
         for index, prompt in enumerate(chosen):
-            measured = read_rounds(folder / ROUNDS) if (folder / ROUNDS).exists() else pd.DataFrame()
             done = not measured.empty and ((measured.phase == phase) & (measured.request_id == prompt.id)).any()
             if not done:
                 rounds = measure_prompt(
@@ -145,7 +145,8 @@ def run(target: Target, prompts: list[Prompt], plan: Plan, folder: Path, resume:
                     seed=plan.seed,
                     phase=phase,
                 )
-                write_rounds(pd.concat([measured, rounds], ignore_index=True), folder / ROUNDS)
+                measured = pd.concat([measured, rounds], ignore_index=True)
+                write_rounds(measured, folder / ROUNDS)
             progress(phase, index + 1, len(chosen), prompt.id)
 
 

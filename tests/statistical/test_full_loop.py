@@ -32,15 +32,19 @@ PROMPT = torch.tensor([3, 1, 4, 1, 5])
 Models = tuple[LlamaForCausalLM, LlamaForCausalLM]
 
 
-@pytest.fixture(scope="module")
-def models() -> Models:
+def target_and_draft(layers: int) -> Models:
     """A target, and a draft that agrees with it on a bit more than half of the mass."""
-    target, draft = (tiny_model(vocab=VOCAB, layers=2, spread=0.25) for _ in range(2))
+    target, draft = (tiny_model(vocab=VOCAB, layers=layers, spread=0.25) for _ in range(2))
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for weight in draft.parameters():
             weight.add_(torch.randn(weight.shape, generator=generator, dtype=torch.float64) * 0.05)
     return target, draft
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    return target_and_draft(layers=2)
 
 
 class OvertoldDraft(ModelDraft):

@@ -4,23 +4,17 @@ False-alarm rate 1e-9. With the draft seeded by `seed + 1` the evidence was ln E
 """
 
 import numpy as np
-import torch
 
 from analysis.losslessness.evidence import log_e_value
 from analysis.losslessness.tables import Table
 from real import optimized_speculative
 from real.draft_models import ModelDraft
 from real.llama_decoder import LlamaDecoder
-from tests.real.conftest import tiny_model
-from tests.statistical.test_full_loop import PROMPT, SETTINGS, VOCAB, laws
+from tests.statistical.test_full_loop import PROMPT, SETTINGS, VOCAB, laws, target_and_draft
 
 
 def test_texts_of_neighbouring_seeds_are_independent() -> None:
-    target, other = (tiny_model(vocab=VOCAB, layers=1, spread=0.25) for _ in range(2))
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for weight in other.parameters():
-            weight.add_(torch.randn(weight.shape, generator=generator, dtype=torch.float64) * 0.05)
+    target, other = target_and_draft(layers=1)
     decoder, draft = (
         LlamaDecoder.from_transformers(target),
         ModelDraft(LlamaDecoder.from_transformers(other), SETTINGS, "d"),
