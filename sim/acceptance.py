@@ -193,6 +193,17 @@ class TraceAcceptance:
         drafted, emitted = self._walk(gamma, rounds, requests)
         return Draws(drafted, emitted - 1)
 
+    def sample_positions(self, gamma: int, positions: int, requests: int = 1) -> Draws:
+        """What a round that starts at each output position would draft and accept [requests, positions].
+
+        For draft lengths that differ by round: one below gamma drafts and accepts the first tokens of these.
+        """
+        which = np.arange(requests)[:, None] % len(self.lengths)
+        size = np.array([len(trace) for trace in self.lengths])
+        position = np.arange(positions) % size[which]
+        cap, emits = self._rounds(gamma)
+        return Draws(cap[which, position], emits[which, position] - 1)
+
     def expected_block_efficiency(self, gamma: int) -> float:
         """The mean over traces of tokens per round on the cycle of rounds that endless replay settles into."""
         settle = max(map(len, self.lengths))
@@ -209,19 +220,23 @@ class TraceAcceptance:
         """Drafted and emitted tokens [requests, rounds], walked round by round for all requests at once."""
         which = np.arange(requests) % len(self.lengths)
         size = np.array([len(trace) for trace in self.lengths])[which]
-        cap = np.full((len(self.lengths), max(map(len, self.lengths))), int(check_gamma(gamma)), dtype=np.int64)
-        reach = np.ones_like(cap)
-        for i, trace in enumerate(self.lengths):
-            reach[i, : len(trace)] = trace
-            if self.available is not None:
-                cap[i, : len(trace)] = np.minimum(self.available[i], gamma)
-        emits = np.minimum(reach, cap + 1)
+        cap, emits = self._rounds(gamma)
         visited = np.empty((requests, rounds), dtype=np.int64)
         position = np.zeros(requests, dtype=np.int64)
         for k in range(rounds):
             visited[:, k] = position
             position = (position + emits[which, position]) % size
         return cap[which[:, None], visited], emits[which[:, None], visited]
+
+    def _rounds(self, gamma: int) -> tuple[IntArray, IntArray]:
+        """Drafted and emitted tokens of a round at each position [traces, longest trace]."""
+        cap = np.full((len(self.lengths), max(map(len, self.lengths))), int(check_gamma(gamma)), dtype=np.int64)
+        reach = np.ones_like(cap)
+        for i, trace in enumerate(self.lengths):
+            reach[i, : len(trace)] = trace
+            if self.available is not None:
+                cap[i, : len(trace)] = np.minimum(self.available[i], gamma)
+        return cap, np.minimum(reach, cap + 1)
 
 
 @dataclass(frozen=True)

@@ -93,11 +93,13 @@ def simpy_clock(rounds: Rounds, scenario: Scenario) -> Rounds:
     if scenario.contends:
         target = simpy.Resource(env)
         draft = target if scenario.draft_device == "shared" else simpy.Resource(env)
-        lookup = scenario.proposal_seconds if rounds.gamma > 0 else 0.0
-        drafting, verifying = (rounds.draft_seconds - lookup).tolist(), rounds.verify_seconds.tolist()
+        # a round that asks for no draft looks nothing up, and spends no draft time at all
+        lookup = np.minimum(scenario.proposal_seconds, rounds.draft_seconds)
+        stages = (lookup, rounds.draft_seconds - lookup, rounds.verify_seconds)
+        seconds = list(zip(*(stage.tolist() for stage in stages), strict=True))
         for span in spans:
-            times = zip(span, drafting[span.start : span.stop], verifying[span.start : span.stop], strict=True)
-            env.process(contending(env, draft, target, times, lookup, rounds.overhead_seconds, start, waiting))
+            times = zip(span, seconds[span.start : span.stop], strict=True)
+            env.process(contending(env, draft, target, times, rounds.overhead_seconds, start, waiting))
     else:
         busy = rounds.busy_seconds.tolist()
         for span in spans:
@@ -117,14 +119,13 @@ def contending(
     env: simpy.Environment,
     draft: simpy.Resource,
     target: simpy.Resource,
-    times: Iterator[tuple[int, float, float]],
-    lookup: float,
+    times: Iterator[tuple[int, tuple[float, float, float]]],
     overhead: float,
     start: list[float],
     waiting: list[float],
 ) -> Process:
     """A request among others: each round queues for its devices and records how long it waited."""
-    for k, drafting, verifying in times:
+    for k, (lookup, drafting, verifying) in times:
         start[k] = env.now
         if lookup:
             yield env.timeout(lookup)
@@ -172,7 +173,7 @@ def simulate_speedup(
     rounds = run_rounds(scenario, seed, engine)
     elapsed = time.perf_counter() - began
     overhead = scenario.overhead_seconds if baseline_overhead_seconds is None else baseline_overhead_seconds
-    steps = replace(scenario, gamma=0, overhead_seconds=overhead)
+    steps = replace(scenario, gamma=0, controller=None, overhead_seconds=overhead)
     tokens = np.add.reduceat(rounds.emitted, rounds.offsets)
     baseline = run_clock(plan_baseline(steps, tokens), steps, "auto").wall_seconds
     edges = batch_edges(rounds.counts)

@@ -6,6 +6,8 @@ What a round drafts, emits and costs never depends on when it runs, so whole run
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,7 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim.acceptance import AcceptanceModel, IidAcceptance, IntArray
+from sim.acceptance import AcceptanceModel, Draws, IidAcceptance, IntArray, MarkovAcceptance, TraceAcceptance
+from sim.controllers import Controller, RoundOutcome
 from sim.latency import ConstantLatency, LatencyModel, TableLatency, burst_seconds
 from sim.records import make_rounds
 from sim.theory import FloatArray, check_cost, check_gamma
@@ -55,12 +58,16 @@ class Scenario:
     """label of the prompts' category in the round table"""
     phase: str | None = None
     """label in the round table: 'calibration' or 'evaluation'"""
+    controller: Controller | None = None
+    """what chooses each round's draft length, request after request; None: always gamma. Runs use a copy of it"""
 
     def __post_init__(self) -> None:
         check_gamma(self.gamma)
-        if self.gamma > 0 and self.acceptance is None:
+        if self.controller is not None:
+            check_controller(self.controller, self.gamma, self.acceptance)
+        if self.max_gamma > 0 and self.acceptance is None:
             raise ValueError(
-                f"gamma {self.gamma} needs an acceptance model, got None; gamma=0 decodes autoregressively"
+                f"gamma {self.max_gamma} needs an acceptance model, got None; gamma=0 decodes autoregressively"
             )
         if (self.rounds is None) == (self.max_new_tokens is None):
             raise ValueError(
@@ -83,6 +90,11 @@ class Scenario:
                 raise ValueError(f"{name} must be '{known[0]}' or '{known[1]}', got {getattr(self, name)!r}")
 
     @property
+    def max_gamma(self) -> int:
+        """The longest draft that a round may ask for."""
+        return self.gamma if self.controller is None else self.controller.max_gamma
+
+    @property
     def contends(self) -> bool:
         """Whether a request can find a device busy with another one."""
         return self.requests > 1 and self.request_devices == "shared"
@@ -93,6 +105,7 @@ class Rounds:
     """Rounds as arrays, request after request [sum of counts]; the lean form of a round table."""
 
     gamma: int
+    """draft length asked for, or the longest that a controller may ask for"""
     counts: IntArray
     """rounds of each request [requests]"""
     context: IntArray
@@ -125,12 +138,11 @@ class Rounds:
 
 def plan_rounds(scenario: Scenario, rng: np.random.Generator) -> Rounds:
     """Draw every round of every request and price it; the clock has not run yet (no waiting, all starts at 0)."""
+    if scenario.controller is not None:
+        return plan_controlled(scenario, scenario.controller, rng)
+    # a round emits at least one token, so max_new_tokens rounds are always enough
     shape = (scenario.requests, scenario.rounds or scenario.max_new_tokens or 0)
-    if scenario.gamma > 0 and scenario.acceptance is not None:
-        # a round emits at least one token, so max_new_tokens rounds are always enough
-        drafted, accepted = scenario.acceptance.sample(rng, scenario.gamma, shape[1], shape[0])
-    else:
-        drafted = accepted = np.broadcast_to(np.int64(0), shape)
+    drafted, accepted = draw_rounds(scenario, rng, shape)
     emitted = accepted + 1
     output: IntArray = np.zeros(shape, dtype=np.int64)
     np.cumsum(emitted[:, :-1], axis=1, out=output[:, 1:])
@@ -145,7 +157,68 @@ def plan_rounds(scenario: Scenario, rng: np.random.Generator) -> Rounds:
             accepted = np.minimum(accepted, drafted)
         emitted = np.minimum(accepted + 1, remaining)
     drafted, accepted, emitted, output = (column.reshape(-1) for column in (drafted, accepted, emitted, output))
-    return price_rounds(scenario, counts, output, drafted, accepted, emitted)
+    return price_rounds(scenario, counts, output, scenario.gamma, drafted, accepted, emitted)
+
+
+def draw_rounds(scenario: Scenario, rng: np.random.Generator, shape: tuple[int, int]) -> Draws:
+    """Rounds at the longest draft length [requests, rounds]."""
+    if scenario.max_gamma > 0 and scenario.acceptance is not None:
+        return scenario.acceptance.sample(rng, scenario.max_gamma, shape[1], shape[0])
+    nothing = np.broadcast_to(np.int64(0), shape)
+    return Draws(nothing, nothing)
+
+
+def plan_controlled(scenario: Scenario, controller: Controller, rng: np.random.Generator) -> Rounds:
+    """`plan_rounds` where a controller chooses each draft length, and learns from each round before the next.
+
+    Every round is drawn at the longest length, and a shorter draft accepts what fits of it, since the target accepts a
+    prefix. So controllers with one longest length are compared on the same random numbers.
+    """
+    controller = deepcopy(controller)
+    limit = scenario.rounds or scenario.max_new_tokens or 0
+    if isinstance(scenario.acceptance, TraceAcceptance):
+        positions = limit if scenario.rounds is None else limit * (scenario.max_gamma + 1)
+        draws = scenario.acceptance.sample_positions(scenario.max_gamma, positions, scenario.requests)
+    else:
+        draws = draw_rounds(scenario, rng, (scenario.requests, limit))
+    requests = [list(controlled_rounds(scenario, controller, *longest)) for longest in zip(*draws, strict=True)]
+    columns = np.array([row for request in requests for row in request], dtype=np.int64).T
+    return price_rounds(scenario, np.array([len(request) for request in requests]), *columns)
+
+
+def controlled_rounds(
+    scenario: Scenario, controller: Controller, drafts: IntArray, accepts: IntArray
+) -> Iterator[tuple[int, int, int, int, int]]:
+    """The rounds of one request: tokens of output before it, asked for, drafted, accepted and emitted.
+
+    Args:
+        scenario: what to simulate.
+        controller: what chooses the lengths; it learns.
+        drafts: tokens drafted at the longest length [rounds], or [output positions] for a trace.
+        accepts: tokens of these accepted.
+    """
+    controller.reset()
+    by_position = isinstance(scenario.acceptance, TraceAcceptance)
+    rounds, tokens = (np.inf if most is None else most for most in (scenario.rounds, scenario.max_new_tokens))
+    output = k = 0
+    while k < rounds and output < tokens:
+        gamma = controller.next_gamma()
+        if not 0 <= gamma <= scenario.max_gamma:
+            raise ValueError(
+                f"the controller asked for {gamma} tokens, but its max_gamma is {scenario.max_gamma}; raise it"
+            )
+        place = output if by_position else k
+        room = tokens - output
+        drafted = min(gamma, int(drafts[place]))
+        if scenario.last_round == "shortened":
+            drafted = int(min(drafted, room - 1))
+        accepted = min(drafted, int(accepts[place]))
+        emitted = int(min(accepted + 1, room))
+        seconds = np.sum(service_seconds(scenario, gamma, drafted, scenario.prompt_tokens + output))
+        controller.observe(RoundOutcome(gamma, drafted, accepted, emitted, float(seconds) + scenario.overhead_seconds))
+        yield output, gamma, drafted, accepted, emitted
+        output += emitted
+        k += 1
 
 
 def plan_baseline(scenario: Scenario, tokens: IntArray) -> Rounds:
@@ -157,31 +230,67 @@ def plan_baseline(scenario: Scenario, tokens: IntArray) -> Rounds:
     """
     output = np.arange(tokens.sum()) - np.repeat(np.cumsum(tokens) - tokens, tokens)
     nothing = np.broadcast_to(np.int64(0), output.shape)
-    return price_rounds(replace(scenario, gamma=0), tokens, output, nothing, nothing, nothing + 1)
+    steps = replace(scenario, gamma=0, controller=None)
+    return price_rounds(steps, tokens, output, 0, nothing, nothing, nothing + 1)
 
 
 def price_rounds(
-    scenario: Scenario, counts: IntArray, output: IntArray, drafted: IntArray, accepted: IntArray, emitted: IntArray
+    scenario: Scenario,
+    counts: IntArray,
+    output: IntArray,
+    asked: int | IntArray,
+    drafted: IntArray,
+    accepted: IntArray,
+    emitted: IntArray,
 ) -> Rounds:
-    """Service times of rounds that start after `output` emitted tokens; all arrays are flat, request after request."""
+    """Service times of rounds that ask for `asked` tokens after `output` emitted ones; flat, request after request."""
     context = output + scenario.prompt_tokens if scenario.prompt_tokens else output
-    lengths = distinct(drafted)
+    drafting, verifying = service_seconds(scenario, asked, distinct(drafted), context)
     nothing = np.broadcast_to(np.float64(0), drafted.shape)
-    drafting = nothing[:1] if scenario.draft is None else burst_seconds(scenario.draft, lengths, context)
-    lookup = scenario.proposal_seconds if scenario.gamma > 0 else 0.0
     return Rounds(
-        gamma=scenario.gamma,
+        gamma=scenario.max_gamma,
         counts=counts,
         context=context,
         drafted=drafted,
         accepted=accepted,
         emitted=emitted,
-        draft_seconds=np.broadcast_to(drafting + lookup, drafted.shape),
-        verify_seconds=np.broadcast_to(scenario.target.forward_seconds(1, lengths + 1, context), drafted.shape),
+        draft_seconds=np.broadcast_to(drafting, drafted.shape),
+        verify_seconds=np.broadcast_to(verifying, drafted.shape),
         overhead_seconds=scenario.overhead_seconds,
         waiting_seconds=nothing,
         start_seconds=nothing,
     )
+
+
+def service_seconds(
+    scenario: Scenario, asked: int | IntArray, drafted: int | IntArray, context: int | IntArray
+) -> tuple[FloatArray, FloatArray]:
+    """Draft time, lookup included, and verification time of rounds with known contexts; arguments broadcast."""
+    drafting = np.float64(0) if scenario.draft is None else burst_seconds(scenario.draft, drafted, context)
+    lookup = np.where(np.greater(asked, 0), scenario.proposal_seconds, 0.0)
+    return drafting + lookup, scenario.target.forward_seconds(1, drafted + 1, context)
+
+
+def check_controller(controller: Controller, gamma: int, acceptance: AcceptanceModel | None) -> None:
+    """Check that the simulator can let the controller choose.
+
+    Raises:
+        ValueError: it stops early, a fixed gamma is given too, or acceptance remembers draft lengths.
+    """
+    if gamma != 0:
+        raise ValueError(
+            f"give a controller or a gamma, got both (gamma {gamma}); FixedGamma({gamma}) is gamma {gamma}"
+        )
+    if controller.stops_early:
+        raise ValueError(
+            f"{type(controller).__name__} stops by the draft's confidence, which is not simulated; simulate another "
+            "controller, or measure this one"
+        )
+    if isinstance(acceptance, MarkovAcceptance):
+        raise ValueError(
+            "MarkovAcceptance needs one draft length: its state is whether the last draft was accepted whole; give "
+            "gamma instead of a controller, or another acceptance model"
+        )
 
 
 def distinct(column: NDArray[Any]) -> NDArray[Any]:
