@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from analysis.fit import Calibration
     from real.loading import Target
+    from real.optimized_speculative import DraftLength
     from real.sampling import SamplingSettings
 
 app = typer.Typer(
@@ -40,6 +41,13 @@ TopP = Annotated[float | None, typer.Option(help="Keep the most likely tokens up
 MinP = Annotated[float | None, typer.Option(help="Keep tokens at least this likely relative to the likeliest.")]
 Prompts = Annotated[
     Path | None, typer.Option(help='JSONL of {"prompt": ...} or Spec-Bench questions; the embedded set if left out.')
+]
+Draft = Annotated[
+    str,
+    typer.Option(
+        help="distilled, int8[:L], int8-skip:A-B, early-exit:L, prompt-lookup[:N], suffix[:DEPTH], synthetic:ALPHA, "
+        "a local folder or a hub id."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="'cpu', 'cuda', 'cuda:1', ...")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default what suits the device.")]
@@ -112,9 +120,27 @@ def theory(as_json: Json = False) -> None:
 
 @app.command()
 def measure(
-    draft: Annotated[str, typer.Option(help="early-exit:L, prompt-lookup[:N], a local folder or a hub id.")],
+    draft: Draft,
     out: Annotated[Path, typer.Option(help="Folder for the round table and the run's metadata.")],
-    gamma: Annotated[int, typer.Option(help="Draft length in tokens.")] = 4,
+    gamma: Annotated[int, typer.Option(help="Draft length in tokens; the longest that a controller may choose.")] = 4,
+    tree: Annotated[
+        str | None,
+        typer.Option(
+            help="Draft a tree: siblings a level ('3,2,1'), 'parents:-1,-1,0', or 'best:N', the best of N tokens for "
+            "the acceptance in --acceptance."
+        ),
+    ] = None,
+    acceptance: Annotated[
+        Path | None, typer.Option(help="A folder that `measure --tree` wrote: what 'best:N' is the best tree for.")
+    ] = None,
+    controller: Annotated[
+        str,
+        typer.Option(help="Chooses the draft length: fixed, heuristic, confidence:0.4, entropy:0.3, bandit, goodput."),
+    ] = "fixed",
+    rule: Annotated[
+        str | None, typer.Option(help="Verification rule by name; the lossless default if left out.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Prompts decoded together, without a draft as with it.")] = 1,
     target: TargetName = DEFAULT_TARGET,
     temperature: Temperature = 0.0,
     top_k: TopK = None,
@@ -129,26 +155,35 @@ def measure(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure one draft against decoding without it, prompt by prompt on the same machine, prefill excluded.
+    """Measure one draft against decoding without it, on the same machine, prefill excluded.
 
-    `loop_efficiency` is the measured speedup over the one computed from the forwards' own medians.
+    `loop_efficiency` is the measured speedup over the one computed from the forwards' own medians. Beside the rounds,
+    `architecture.json` records how a forward's cost grows with its tokens (and the experts they touch), and KV bytes.
 
-    Example: `specdec measure --draft prompt-lookup --gamma 6 --limit 2 --out runs/lookup`
+    Examples: `specdec measure --draft prompt-lookup --gamma 6 --limit 2 --out runs/lookup`,
+    `specdec measure --draft distilled --tree 3,2,1 --temperature 1 --out runs/tree`,
+    `specdec measure --draft int8 --gamma 4 --batch 4 --out runs/batch`
     """
     from analysis.measurement import summarise_measurement
     from real import experiment
     from real.loading import load_draft
     from real.measure import Configuration
     from real.prompt_sets import first_of_each, read_prompts
+    from real.verification import rule_named
 
     settings = _settings(temperature, top_k, top_p, min_p)
     chosen = first_of_each(read_prompts(prompts), limit)
-    loaded = _load(target, device, dtype, threads)
+    verification = None if rule is None else rule_named(rule)
+    if tree is not None and controller != "fixed":
+        raise ValueError(f"--tree {tree} fixes what is drafted; leave --controller {controller} out, or the tree")
+    loaded = _load(target, device, dtype, threads, draft=draft, batch=batch)
     source = load_draft(draft, loaded, settings)
     with _Progress(quiet=as_json) as progress:
+        length = _draft_length(loaded, source, gamma, tree, acceptance, controller, batch, seed)
+        policy = "" if isinstance(length, int) else f"tree:{length}" if tree is not None else controller
         rounds = experiment.measure(
-            loaded, chosen, Configuration(source, gamma), out,
-            max_new_tokens=max_new_tokens, settings=settings, seed=seed, progress=progress,
+            loaded, chosen, Configuration(source, length, verification, policy), out,
+            max_new_tokens=max_new_tokens, settings=settings, seed=seed, progress=progress, batch=batch,
         )  # fmt: skip
     result = summarise_measurement(rounds)
     if as_json:
@@ -165,6 +200,55 @@ def measure(
             ("loop efficiency", f"{result['loop_efficiency']:.3f}", ""),
         ],
     )
+
+
+@app.command()
+def distill(
+    out: Annotated[Path, typer.Option(help="Folder for samples, checkpoint, curve and head.safetensors.")],
+    target: TargetName = DEFAULT_TARGET,
+    minutes: Annotated[
+        float | None, typer.Option(help="Plan for so many minutes: a third to sample, the rest to train.")
+    ] = None,
+    shards: Annotated[
+        int | None, typer.Option(help="Instead of --minutes: shards of 49,152 sampled positions.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Instead of --minutes: optimiser steps.")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Train a draft head (EAGLE-3's manner) for a Llama-shaped target from the target's own samples.
+
+    The target writes questions and answers; one decoder layer learns to guess its next words. `--minutes` is turned
+    into numbers of shards and steps by timing a few of each, and the plan is printed and kept: the same plan and seed
+    give the same head. Ctrl-C keeps what is done; the same command goes on. `--draft DIR` uses the result.
+
+    Example: `specdec distill --target smollm2-135m-instruct --minutes 120 --out runs/head --seed 0`
+    """
+    from real import distill as training
+
+    with _Progress(quiet=as_json) as progress:
+        progress("load the models", 0, 1, target)
+        loaded = _load(target, device, None, threads)
+        plan = training.make_plan(loaded, out, minutes=minutes, shards=shards, steps=steps, seed=seed)
+        if not as_json:
+            typer.echo(f"{plan.positions:,} positions, {plan.steps:,} steps: the same as "
+                       f"--shards {plan.shards} --steps {plan.steps}", err=True)  # fmt: skip
+        try:
+            training.train(loaded, plan, out, progress)
+        except KeyboardInterrupt:
+            typer.echo(f"interrupted; {out} keeps what is done. The same command goes on.", err=True)
+            raise typer.Exit(130) from None
+    result = training.read_curve(out)[-1]
+    if as_json:
+        _print_json(result | {"out": str(out)})
+        return
+    _print_table(
+        ("drafted token", "alpha", "greedy agreement"),
+        [(str(k), f"{result[f'alpha_{k}']:.3f}", f"{result[f'agreement_{k}']:.3f}") for k in range(1, plan.unroll + 1)],
+    )
+    typer.echo(f"on a held-out shard, at temperature 1; use it with --draft {out}")
 
 
 @app.command()
@@ -345,7 +429,7 @@ def check_sampler(
 
 @app.command()
 def greedy_diff(
-    draft: Annotated[str, typer.Option(help="early-exit:L, prompt-lookup[:N], a local folder or a hub id.")],
+    draft: Draft,
     gamma: Annotated[int, typer.Option(help="Draft length in tokens.")] = 4,
     target: TargetName = DEFAULT_TARGET,
     prompts: Prompts = None,
@@ -443,14 +527,49 @@ def _settings(temperature: float, top_k: int | None, top_p: float | None, min_p:
     return SamplingSettings(temperature, top_k, top_p, min_p)
 
 
-def _load(target: str, device: str, dtype: str | None, threads: int | None) -> Target:
+def _load(
+    target: str, device: str, dtype: str | None, threads: int | None, draft: str | None = None, batch: int = 1
+) -> Target:
     import torch
 
-    from real.loading import load_target, parse_device, parse_dtype
+    from real.devices import parse_device, parse_dtype
+    from real.loading import check_fits, load_target
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return load_target(target, parse_device(device), parse_dtype(dtype))
+    where, kind = parse_device(device), parse_dtype(dtype)
+    check_fits(target, draft, where, kind, batch)
+    return load_target(target, where, kind)
+
+
+def _draft_length(
+    target: Target,
+    draft: Any,
+    gamma: int,
+    tree: str | None,
+    acceptance: Path | None,
+    controller: str,
+    batch: int,
+    seed: int,
+) -> DraftLength:
+    """What the options ask to draft; the goodput controller's costs are timed here."""
+    from real.measure import time_costs
+    from sim.controllers import parse_controller
+    from sim.records import read_rounds
+    from sim.tree_search import best_tree, tree_acceptance
+    from sim.trees import TokenTree
+
+    if tree is not None and tree.startswith("best:"):
+        if acceptance is None or not tree[5:].isdigit():
+            raise ValueError(f"--tree {tree} needs the form best:N and --acceptance with a folder of `measure --tree`")
+        table = tree_acceptance(read_rounds(acceptance / "rounds.parquet")).acceptance
+        return best_tree(table, int(tree[5:]))
+    if tree is not None:
+        return TokenTree.parse(tree)
+    if controller == "fixed":
+        return gamma
+    costs = time_costs(target, draft, gamma, batch, seed) if controller == "goodput" else None
+    return parse_controller(controller, gamma, costs, seed)
 
 
 class _Progress:

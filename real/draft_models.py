@@ -1,21 +1,37 @@
-"""Every draft source behind one protocol: propose up to gamma tokens, forget those that were rejected.
+"""Every draft behind one protocol: propose tokens for each row of a batch, as a chain or as a tree.
 
 A draft that samples returns the distributions it sampled from, shaped by the same settings as the target's; a
 deterministic draft returns none, which is a one-hot distribution. A draft may propose fewer tokens than asked, or none:
 the round is then one plain step of the target.
+
+`ModelDraft` turns any source of logits into a draft: a model with a cache of its own, one that shares the target's
+(`real.draft_sources`), a distilled head (`real.distilled_draft`), a model with another vocabulary
+(`real.translated_draft`). Drafts that look text up are in `real.lookup_drafts`.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from real.decoder import Cache, Decoder
-from real.rows import draw
+from real.cache import KVCache
+from real.decoder import Decoder
+from real.draft_sources import LogitSource, OwnCache, SharedCache
+from real.lookup_drafts import PromptLookupDraft, SuffixDraft
+from real.requests import Batch
+from real.rows import invert, uniforms
 from real.sampling import SamplingSettings, probabilities
+from real.tree_attention import Tail
+from real.verification import draw_candidates
+from sim.trees import TokenTree
+
+KeepDrafting = Callable[[float, float], bool]
+"""Called as keep_drafting(confidence, entropy) after each drafted token: see `sim.controllers.Controller`."""
 
 
 @dataclass(frozen=True)
@@ -23,159 +39,251 @@ class Proposal:
     """What a draft proposes in one round.
 
     Attributes:
-        token_ids: [drafted] int64, at most gamma of them.
-        probs: [drafted, vocab] that each was sampled from; None if they were not sampled.
+        token_ids: [rows, drafted] int64, -1 where a row has fewer.
+        probs: the laws that tokens were sampled from, None if they were not sampled. In a chain [rows, drafted, vocab],
+            row i the law of token i, zeros where there is none. For trees [rows, drafted + 1, vocab], row i + 1 the law
+            of the children of token i, and row 0 that of the first tokens.
+        trees: the shape of each row's tree; None for chains.
     """
 
     token_ids: Tensor
     probs: Tensor | None
+    trees: tuple[TokenTree, ...] | None = None
 
 
 class Draft(Protocol):
-    """A source of proposals for one sequence at a time."""
+    """A source of proposals for a batch of sequences."""
 
     name: str
+    feature_layers: tuple[int, ...]
+    """layers of the target whose outputs this draft reads from the target's cache"""
 
-    def start(self, context: Tensor, capacity: int, target_cache: Cache, seed: int) -> None:
-        """Begin a sequence: prefill whatever the draft keeps.
+    def start(self, batch: Batch, target_cache: KVCache, seeds: Sequence[int]) -> None:
+        """Begin sequences: prefill whatever the draft keeps. The target's cache holds all known tokens but the last.
 
         Args:
-            context: [n] prompt tokens; the last one is not yet in the target's cache.
-            capacity: tokens the sequence may grow to, drafted ones included.
-            target_cache: the target's, for drafts that share it.
-            seed: of the draft's own randomness for this sequence.
+            batch: the requests, with room for drafted tokens in its capacity.
+            target_cache: for drafts that share it or read features from it.
+            seeds: of the draft's own randomness for each request.
         """
 
-    def propose(self, context: Tensor, gamma: int) -> Proposal:
-        """Propose at most gamma tokens to follow `context` [n], the tokens known so far."""
+    def propose(self, batch: Batch, limits: Sequence[int], keep_drafting: KeepDrafting | None = None) -> Proposal:
+        """Propose a chain of at most limits[row] tokens to follow each row's known tokens."""
+
+    def propose_tree(self, batch: Batch, tree: TokenTree, replacement: bool) -> Proposal:
+        """Propose a tree: of this shape, or, from a draft that finds its candidates, of at most so many tokens.
+
+        `replacement`: whether siblings are drawn independently, or each without those before it.
+        """
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Forget every other row."""
+
+    def fork(self) -> Draft:
+        """The same draft, weights shared, for other sequences at the same time."""
+
+
+def argmax(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """[rows] the most likely token."""
+    return logits.argmax(-1)
 
 
 class ModelDraft:
-    """A causal LM with the target's vocabulary, and a KV cache of its own or the target's.
+    """Drafts from a source of logits: token by token in a chain, level by level in a tree.
 
-    Early exit is this draft with the target's first layers over a view of the target's cache: the keys and values that
-    the target wrote for those layers are the draft's own, and what the draft writes beyond the target's length is
-    overwritten by the verification.
+    Attributes:
+        source: gives logits over its own vocabulary.
+        law: shapes logits into the probabilities that a token is drafted from.
+        choose: greedy decoding's choice.
     """
 
-    def __init__(self, decoder: Decoder, settings: SamplingSettings, name: str, shares_cache: bool = False) -> None:
-        self.decoder = decoder
+    def __init__(
+        self,
+        source: LogitSource,
+        settings: SamplingSettings,
+        name: str,
+        law: Callable[[Tensor, SamplingSettings], Tensor] = probabilities,
+        choose: Callable[[Tensor, Sequence[torch.Generator]], Tensor] = argmax,
+    ) -> None:
+        self.source = source
         self.settings = settings
         self.name = name
-        self.shares_cache = shares_cache
+        self.law = law
+        self.choose = choose
+        self.feature_layers = source.feature_layers
 
-    def start(self, context: Tensor, capacity: int, target_cache: Cache, seed: int) -> None:
+    def start(self, batch: Batch, target_cache: KVCache, seeds: Sequence[int]) -> None:
         """See `Draft.start`."""
-        self.generator = torch.Generator(self.decoder.device).manual_seed(seed)
-        self.target_cache = target_cache
-        if not self.shares_cache:
-            self.cache = self.decoder.new_cache(capacity)
-            if len(context) > 1:
-                self.decoder.forward(context[:-1], self.cache, logits_to_keep=1)
+        device = batch.token_ids.device
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self.source.start(batch, target_cache)
 
-    def propose(self, context: Tensor, gamma: int) -> Proposal:
-        """Draft token by token; the first forward also reads what the last round emitted and the cache lacks."""
-        if self.shares_cache:
-            self.cache = self.target_cache.view()
-        self.cache.rollback(len(context) - 1)
-        pending = context[self.cache.length :]
-        token_ids, probs = [], []
-        for _ in range(gamma):
-            logits = self.decoder.forward(pending, self.cache, logits_to_keep=1)[0]
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """See `Draft.keep_rows`."""
+        self.generators = [self.generators[row] for row in rows]
+        self.source.keep_rows(rows)
+
+    def fork(self) -> ModelDraft:
+        """See `Draft.fork`."""
+        twin = copy.copy(self)
+        twin.source = copy.copy(self.source)
+        return twin
+
+    def propose(self, batch: Batch, limits: Sequence[int], keep_drafting: KeepDrafting | None = None) -> Proposal:
+        """See `Draft.propose`; the first forward also reads what the last round emitted."""
+        limits = list(limits)
+        token_ids: list[Tensor] = []
+        laws: list[Tensor] = []
+        local = torch.empty(0)
+        for place in range(max(limits)):
+            logits = self.source.extend(local[:, None])[:, 0] if place else self.source.catch_up(batch)
+            if max(limits) <= place:
+                break
+            drawing = [limit > place for limit in limits]
             if self.settings.greedy:
-                pending = self.greedy_choice(logits)
+                local = self.choose(logits, self.generators)
             else:
-                probs.append(self.distribution(logits))
-                pending = draw(probs[-1], self.generator)[None]
-            token_ids.append(pending)
-        return Proposal(torch.cat(token_ids), torch.stack(probs) if probs else None)
+                law = self.law(logits, self.settings)
+                generators = [own if on else None for own, on in zip(self.generators, drawing, strict=True)]
+                local = invert(law, uniforms(law.shape[:-1], law.device, generators))
+                laws.append(self._widen(law))
+            token_ids.append(self._to_target(local))
+            if not all(drawing):
+                off = ~torch.tensor(drawing, device=local.device)
+                token_ids[-1] = token_ids[-1].masked_fill(off, -1)
+                if laws:
+                    laws[-1] = laws[-1].masked_fill(off[:, None], 0.0)
+            if keep_drafting is not None:
+                limits = self._stop_early(logits, place + 1, limits, keep_drafting)
+        if not token_ids:
+            return Proposal(batch.token_ids.new_empty((batch.rows, 0)), None)
+        return Proposal(torch.stack(token_ids, 1), torch.stack(laws, 1) if laws else None)
 
-    def distribution(self, logits: Tensor) -> Tensor:
-        """[vocab] probabilities that a token is drafted from."""
-        return probabilities(logits, self.settings)
+    def _stop_early(self, logits: Tensor, drafted: int, limits: list[int], keep_drafting: KeepDrafting) -> list[int]:
+        """Limits after the rows that lack confidence have stopped at so many tokens; this reads the device."""
+        law = torch.softmax(logits.float(), -1) if self.settings.greedy else self.law(logits, self.settings)
+        confidence, entropy = law.amax(-1).tolist(), torch.special.entr(law).sum(-1).tolist()
+        return [
+            limit if limit <= drafted or keep_drafting(sure, unsure) else drafted
+            for limit, sure, unsure in zip(limits, confidence, entropy, strict=True)
+        ]
 
-    def greedy_choice(self, logits: Tensor) -> Tensor:
-        """[1] the token that greedy decoding drafts."""
-        return logits.argmax(dim=-1, keepdim=True)
+    def propose_tree(self, batch: Batch, tree: TokenTree, replacement: bool) -> Proposal:
+        """See `Draft.propose_tree`; one forward a level, over the tokens that have children."""
+        token_ids = batch.token_ids.new_full((batch.rows, tree.size), -1)
+        logits = self.source.catch_up(batch)[:, None]
+        laws = None
+        if not self.settings.greedy:
+            laws = logits.new_zeros(
+                (batch.rows, tree.size + 1, self.source.vocab_size),
+                dtype=torch.promote_types(logits.dtype, torch.float32),
+            )
+        visible = torch.from_numpy(tree.visible()).to(batch.token_ids.device)
+        parents: list[int] = [-1]
+        forwarded: list[int] = []
+        local = batch.token_ids.new_empty((batch.rows, tree.size))
+        while True:
+            most = max(len(tree.children(parent)) for parent in parents)
+            if laws is None:
+                drawn = logits.topk(most, dim=-1).indices if most > 1 else self._first(logits)
+            else:
+                law = self.law(logits, self.settings)
+                drawn = draw_candidates(law, most, replacement, self.generators)
+                laws[:, torch.tensor(parents, device=laws.device) + 1] = self._widen(law)
+            for index, parent in enumerate(parents):
+                for rank, child in enumerate(tree.children(parent)):
+                    local[:, child] = drawn[:, index, rank]
+            below = [child for parent in parents for child in tree.children(parent)]
+            token_ids[:, below] = self._to_target(local[:, below])
+            parents = [child for child in below if tree.children(child)]
+            if not parents:
+                return Proposal(token_ids, laws, (tree,) * batch.rows)
+            earlier = [forwarded.index(tree.parents[node]) if tree.parents[node] >= 0 else -1 for node in parents]
+            forwarded += parents
+            rows = torch.tensor(parents, device=visible.device) + 1
+            columns = torch.tensor(forwarded, device=visible.device) + 1
+            depths = torch.tensor([tree.depths[node] - 1 for node in parents], device=visible.device)
+            logits = self.source.extend(local[:, parents], earlier, Tail(visible[rows][:, columns], depths))
+
+    def _first(self, logits: Tensor) -> Tensor:
+        """[rows, nodes, 1] greedy decoding's choice at each of [rows, nodes, local] logits."""
+        return torch.stack([self.choose(logits[:, node], self.generators) for node in range(logits.shape[1])], 1)[
+            ..., None
+        ]
+
+    def _to_target(self, local: Tensor) -> Tensor:
+        """The target's ids of tokens in the source's vocabulary."""
+        return local if self.source.target_ids is None else self.source.target_ids[local]
+
+    def _widen(self, law: Tensor) -> Tensor:
+        """A law over the source's vocabulary as one over the target's."""
+        if self.source.target_ids is None:
+            return law
+        wide = law.new_zeros((*law.shape[:-1], self.source.vocab_size))
+        return wide.index_copy_(-1, self.source.target_ids, law)
 
 
-class SyntheticDraft(ModelDraft):
+def synthetic_draft(target: Decoder, settings: SamplingSettings, alpha: float) -> ModelDraft:
     """The target itself, spoilt to a known acceptance rate; for tests of everything around it.
 
     Drafts from q = alpha p + (1 - alpha) e_r, r the target's least likely token. Then sum min(p, q) is
     alpha + (1 - alpha) p_r: alpha, up to the probability of the least likely token. Greedy decoding proposes the
     target's own choice with probability alpha, else r.
+
+    Raises:
+        ValueError: alpha is no probability.
     """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
 
-    def __init__(self, target: Decoder, settings: SamplingSettings, alpha: float) -> None:
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-        super().__init__(target, settings, f"synthetic:{alpha:g}")
-        self.alpha = alpha
+    def law(logits: Tensor, settings: SamplingSettings) -> Tensor:
+        p = probabilities(logits, settings)
+        return (alpha * p).scatter_add(-1, p.argmin(-1, keepdim=True), p.new_full((*p.shape[:-1], 1), 1 - alpha))
 
-    def distribution(self, logits: Tensor) -> Tensor:
-        """[vocab] alpha p + (1 - alpha) at p's least likely token."""
-        p = probabilities(logits, self.settings)
-        q = self.alpha * p
-        q[p.argmin()] += 1 - self.alpha
-        return q
+    def choose(logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        keep = uniforms(logits.shape[:-1], logits.device, generators) < alpha
+        return torch.where(keep, logits.argmax(-1), logits.argmin(-1))
 
-    def greedy_choice(self, logits: Tensor) -> Tensor:
-        """[1] the target's own choice with probability alpha, else its least likely token."""
-        keep = torch.rand(1, device=logits.device, generator=self.generator) < self.alpha
-        return torch.where(keep, logits.argmax(), logits.argmin())
-
-
-class PromptLookupDraft:
-    """Copies what followed the last occurrence of the latest n tokens (Saxena 2023, prompt lookup decoding).
-
-    Tries n = max_ngram first and shorter n-grams after; proposes nothing where even a single token never occurred.
-    Proposals are deterministic.
-    """
-
-    def __init__(self, max_ngram: int = 3) -> None:
-        if max_ngram < 1:
-            raise ValueError(f"max_ngram must be >= 1, got {max_ngram}")
-        self.max_ngram = max_ngram
-        self.name = "prompt-lookup" if max_ngram == 3 else f"prompt-lookup:{max_ngram}"
-
-    def start(self, context: Tensor, capacity: int, target_cache: Cache, seed: int) -> None:
-        """Nothing to prepare."""
-
-    def propose(self, context: Tensor, gamma: int) -> Proposal:
-        """Look the latest n-gram up in everything known so far."""
-        tokens = context.cpu()
-        for n in range(min(self.max_ngram, len(tokens) - 1), 0, -1):
-            windows = tokens[:-1].unfold(0, n, 1)
-            matches = (windows == tokens[-n:]).all(dim=1).nonzero()
-            if len(matches):
-                after = int(matches[-1]) + n
-                return Proposal(context[after : after + gamma], None)
-        return Proposal(context[:0], None)
+    return ModelDraft(OwnCache(target), settings, f"synthetic:{alpha:g}", law, choose)
 
 
 def make_draft(name: str, target: Decoder, settings: SamplingSettings) -> Draft:
-    """Build the draft source that a name like 'early-exit:20' stands for.
+    """Build the draft that a name like 'early-exit:20' stands for.
 
     Args:
-        name: `early-exit:L`, `prompt-lookup` or `prompt-lookup:N`, `synthetic:ALPHA`.
+        name: `early-exit:L`, `int8`, `int8:L`, `int8-skip:A-B`, `prompt-lookup[:N]`, `suffix[:DEPTH]`,
+            `synthetic:ALPHA`.
         target: the model that will verify.
         settings: the target's, used on both sides.
 
     Raises:
         ValueError: the name is none of these (a folder or hub id is loaded by `real.loading`), or its number is off.
     """
+    from real.quantised import quantise
+
     kind, _, argument = name.partition(":")
     try:
         match kind:
             case "early-exit":
-                return ModelDraft(target.first_layers(int(argument)), settings, name, shares_cache=True)
+                return ModelDraft(SharedCache(target.first_layers(int(argument))), settings, name)
+            case "int8":
+                copy = quantise(target)
+                source = SharedCache(copy.first_layers(int(argument)) if argument else copy)
+                return ModelDraft(source, settings, name)
+            case "int8-skip":
+                first, last = argument.split("-")
+                thinned = quantise(target).without_layers(range(int(first), int(last) + 1))
+                return ModelDraft(SharedCache(thinned), settings, name)
             case "prompt-lookup":
                 return PromptLookupDraft(int(argument)) if argument else PromptLookupDraft()
+            case "suffix":
+                return SuffixDraft(int(argument)) if argument else SuffixDraft()
             case "synthetic":
-                return SyntheticDraft(target, settings, float(argument))
+                return synthetic_draft(target, settings, float(argument))
     except ValueError as error:
         raise ValueError(f"draft '{name}': {error}") from error
-    raise ValueError(
-        f"unknown draft '{name}'; use early-exit:L, prompt-lookup[:N], synthetic:ALPHA, a folder or hub id"
-    )
+    raise ValueError(f"unknown draft '{name}'; use {NAMES}, a folder or hub id")
+
+
+NAMES = "distilled, int8[:L], int8-skip:A-B, early-exit:L, prompt-lookup[:N], suffix[:DEPTH], synthetic:ALPHA"
+"""Drafts that need no folder, for messages and help."""

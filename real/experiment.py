@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 from real.loading import Target, load_draft
-from real.measure import Configuration, measure_prompt, time_forwards
+from real.measure import Configuration, measure_prompts, time_forwards
 from real.prompt_sets import Prompt, choose
 from real.sampling import SamplingSettings
 from sim.forwards import read_forwards, write_forwards
@@ -136,9 +136,9 @@ def run(target: Target, prompts: list[Prompt], plan: Plan, folder: Path, resume:
         for index, prompt in enumerate(chosen):
             done = not measured.empty and ((measured.phase == phase) & (measured.request_id == prompt.id)).any()
             if not done:
-                rounds = measure_prompt(
+                rounds = measure_prompts(
                     target,
-                    prompt,
+                    [prompt],
                     [Configuration(None, 0), *configurations[phase]],
                     max_new_tokens=plan.max_new_tokens,
                     settings=plan.settings,
@@ -160,29 +160,35 @@ def measure(
     settings: SamplingSettings,
     seed: int,
     progress: Progress,
+    batch: int = 1,
 ) -> pd.DataFrame:
     """Measure one configuration beside the baseline, and write `rounds.parquet` and `run.json`.
 
-    The first prompt is decoded once before, unrecorded, so that no configuration pays for warming up.
+    The first prompts are decoded once before, unrecorded, so that no configuration pays for warming up.
+
+    Args:
+        batch: prompts decoded together; the baseline decodes as many.
 
     Returns:
         The round table.
 
     Raises:
-        ValueError: the folder already holds a run.
+        ValueError: the folder already holds a run, or batch is below 1.
     """
-    plan = {"gamma": configuration.gamma, "max_new_tokens": max_new_tokens, "settings": asdict(settings)}
-    drafts = (configuration.name,)
-    _open_folder(folder, describe(target, drafts, plan | {"prompts": [p.id for p in prompts]}, seed), resume=False)
+    if batch < 1:
+        raise ValueError(f"batch must be >= 1, got {batch}")
+    plan = {"gamma": configuration.longest, "max_new_tokens": max_new_tokens, "settings": asdict(settings)}
+    plan |= {"batch": batch, "prompts": [p.id for p in prompts]}
+    _open_folder(folder, describe(target, (configuration.name,), plan, seed), resume=False)
     both = [Configuration(None, 0), configuration]
     decode = partial(
-        measure_prompt, target, configurations=both, max_new_tokens=max_new_tokens, settings=settings, seed=seed
+        measure_prompts, target, configurations=both, max_new_tokens=max_new_tokens, settings=settings, seed=seed
     )
-    decode(prompts[0])
+    decode(prompts[:batch])
     tables: list[pd.DataFrame] = []
-    for prompt in prompts:
-        progress("measure", len(tables), len(prompts), prompt.id)
-        tables.append(decode(prompt))
+    for first in range(0, len(prompts), batch):
+        progress("measure", first, len(prompts), prompts[first].id)
+        tables.append(decode(prompts[first : first + batch]))
         write_rounds(pd.concat(tables, ignore_index=True), folder / ROUNDS)
     progress("measure", len(prompts), len(prompts), "")
     return pd.concat(tables, ignore_index=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from real import baseline_autoregressive, optimized_speculative
 from real.draft_models import Draft
 from real.loading import Target
+from real.requests import prefill
 from real.sampling import SamplingSettings
 
 GREEDY = SamplingSettings(temperature=0)
@@ -61,6 +62,6 @@ def greedy_pair(target: Target, draft: Draft, prompt_ids: Tensor, gamma: int, ma
 def _last_logits(target: Target, prompt_ids: Tensor, output: Tensor, width: int) -> Tensor:
     """[vocab] logits after prompt and output, the output fed so many tokens at a time."""
     capacity = len(prompt_ids) + len(output)
-    cache = baseline_autoregressive.prefill(target.decoder, prompt_ids, capacity)
-    fed = torch.cat([prompt_ids[-1:], output])
-    return [target.decoder.forward(fed[i : i + width], cache)[-1] for i in range(0, len(fed), width)][-1]
+    cache = prefill(target.decoder, [prompt_ids], capacity)
+    fed = torch.cat([prompt_ids[-1:], output])[None]
+    return [target.decoder.forward(piece, cache)[0, -1] for piece in torch.split(fed, width, dim=1)][-1]

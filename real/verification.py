@@ -9,7 +9,9 @@ tokens. A rule decides how many of them to keep and which token follows. Every r
 and a draw from them, shared by all. So a test that enumerates those two functions has tested what runs in production:
 the draw is one uniform against the marginals and one inverse of a cumulative sum, and nothing else is random.
 
-Past its last row q counts as zero: nothing was drafted there, so the bonus token's weights (p - q)+ are p itself.
+Past its last row q counts as zero: nothing was drafted there, so the bonus token's weights (p - q)+ are p itself. Rows
+of a batch may have drafted fewer tokens than others: their draft_ids end in -1 and their q in rows of zeros, and a
+place with q(x) = 0 is never accepted.
 """
 
 from __future__ import annotations
@@ -20,7 +22,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from real.rows import check_rows, check_shapes, draw, one_hot, pad_row, positive_part, row
+from real.rows import (
+    Randomness,
+    at,
+    check_rows,
+    check_shapes,
+    draw,
+    invert,
+    one_hot,
+    pad_row,
+    positive_part,
+    row,
+    uniforms,
+)
 
 
 @dataclass(frozen=True)
@@ -47,16 +61,15 @@ class ChainRule:
     correction: Correction
     lossless: bool = True
 
-    def __call__(
-        self, p: Tensor, q: Tensor | None, draft_ids: Tensor, generator: torch.Generator | None = None
-    ) -> Verdict:
+    def __call__(self, p: Tensor, q: Tensor | None, draft_ids: Tensor, generator: Randomness = None) -> Verdict:
         """Verify one round, or a batch of rounds.
 
         Args:
             p: [..., gamma+1, vocab] target probabilities; row i follows i drafted tokens.
             q: [..., gamma, vocab] draft probabilities, or None for a deterministic draft (one-hot at draft_ids).
-            draft_ids: [..., gamma] int64; gamma may be 0, and the token is then sampled from p[0].
-            generator: source of the two uniforms per round, on the device of `p`.
+            draft_ids: [..., gamma] int64, -1 after a row's last drafted token; gamma may be 0, and the token is then
+                sampled from p[0].
+            generator: source of the two uniforms per round, on the device of `p`; one for all or one a row.
 
         Raises:
             ValueError: shapes disagree; or, on the CPU, a row is no distribution (a device's values are left unread,
@@ -65,11 +78,11 @@ class ChainRule:
         check_shapes(p, q, draft_ids)
         q = one_hot(draft_ids, p) if q is None else q
         check_rows("p", p)
-        check_rows("q", q)
+        check_rows("q", q, blank=draft_ids < 0)
         marginals = self.marginal_acceptance(p, q, draft_ids)
-        uniform = torch.rand((*draft_ids.shape[:-1], 1), dtype=torch.float64, device=p.device, generator=generator)
-        accepted = (uniform < marginals).sum(-1)
-        next_token = draw(self.correction(p, q, draft_ids, accepted), generator)
+        uniform = uniforms((*draft_ids.shape[:-1], 2), p.device, generator)
+        accepted = (uniform[..., :1] < marginals).sum(-1)
+        next_token = invert(self.correction(p, q, draft_ids, accepted), uniform[..., 1])
         return Verdict(accepted, next_token, accept_probability(p, q, draft_ids))
 
 
@@ -78,10 +91,13 @@ class ChainRule:
 
 def accept_probability(p: Tensor, q: Tensor, draft_ids: Tensor, lenience: float = 1.0) -> Tensor:
     """[..., gamma] min(1, p(x) / (lenience q(x))) of each drafted token x; 0 wherever p(x) is 0."""
-    drafted = draft_ids[..., None]
-    p_drafted = p[..., :-1, :].gather(-1, drafted).squeeze(-1)
-    q_drafted = q.gather(-1, drafted).squeeze(-1) * lenience
-    return (p_drafted / q_drafted.clamp_min(torch.finfo(p.dtype).tiny)).clamp_max(1.0)
+    return (draft_ratio(p, q, draft_ids) / lenience).clamp_max(1.0)
+
+
+def draft_ratio(p: Tensor, q: Tensor, draft_ids: Tensor) -> Tensor:
+    """[..., gamma] p(x) / q(x) of each drafted token x; 0 where q(x) is 0, as where nothing was drafted."""
+    p_drafted, q_drafted = at(p[..., :-1, :], draft_ids), at(q, draft_ids)
+    return torch.where(q_drafted > 0, p_drafted / q_drafted.clamp_min(torch.finfo(p.dtype).tiny), 0.0)
 
 
 def rejection_marginals(p: Tensor, q: Tensor, draft_ids: Tensor) -> Tensor:
@@ -122,7 +138,8 @@ def typical(epsilon: float = 0.09, delta: float = 0.3) -> ChainRule:
         drafted_rows = p[..., :-1, :]
         entropy = torch.special.entr(drafted_rows).sum(-1)
         threshold = (delta * torch.exp(-entropy)).clamp_max(epsilon)
-        return (drafted_rows.gather(-1, draft_ids[..., None]).squeeze(-1) > threshold).to(p.dtype).cumprod(-1)
+        kept = (at(drafted_rows, draft_ids) > threshold) & (draft_ids >= 0)
+        return kept.to(p.dtype).cumprod(-1)
 
     return ChainRule(marginals, lambda p, q, draft_ids, accepted: row(p, accepted), lossless=False)
 
@@ -148,9 +165,7 @@ def block_weight(p: Tensor, q: Tensor, draft_ids: Tensor) -> Tensor:
 
     w_i is P(at least i tokens accepted | x_1..x_i); token by token it would be the product of min(1, p/q).
     """
-    drafted = draft_ids[..., None]
-    tiny = torch.finfo(p.dtype).tiny
-    ratio = (p[..., :-1, :].gather(-1, drafted) / q.gather(-1, drafted).clamp_min(tiny)).squeeze(-1)
+    ratio = draft_ratio(p, q, draft_ids)
     weights = [torch.ones_like(p[..., 0, 0])]
     for i in range(draft_ids.shape[-1]):
         weights.append((weights[-1] * ratio[..., i]).clamp_max(1.0))
@@ -180,7 +195,7 @@ def block_correction(p: Tensor, q: Tensor, draft_ids: Tensor, accepted: Tensor) 
 # ---- greedy
 
 
-def greedy(p: Tensor, q: Tensor | None, draft_ids: Tensor, generator: torch.Generator | None = None) -> Verdict:
+def greedy(p: Tensor, q: Tensor | None, draft_ids: Tensor, generator: Randomness = None) -> Verdict:
     """Keep drafted tokens while they are the target's argmax; then emit the target's argmax. Draws nothing.
 
     `p` may be logits: only the order within a row counts, and logits can differ where probabilities have rounded to a
@@ -218,35 +233,39 @@ class CandidateRule:
     replacement: bool
     """Whether candidates were drawn from q independently, or each without those before it (see `candidate_law`)."""
 
-    def choice(self, p: Tensor, q: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    def choice(self, p: Tensor, q: Tensor | None, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """[..., k+1] the chance that each candidate, or none, is accepted, and [..., vocab] what is left of p then.
 
         Candidate s is accepted with min(1, p_s(x) / q_s(x)), p_1 = p; a rejection leaves p_{s+1} = norm((p_s - q_s)+)
         (SpecInfer's multi-round sampling: Miao et al. 2024, arXiv:2305.09781; without replacement Sequoia: Chen et al.
-        2024, arXiv:2402.12374).
+        2024, arXiv:2402.12374). A candidate -1 is none: it is passed over.
         """
         undecided = torch.ones_like(p[..., 0])
         chances = []
         for s in range(candidates.shape[-1]):
-            drafted, law = candidates[..., s, None], candidate_law(q, candidates[..., :s], self.replacement)
+            drafted = candidates[..., s]
+            law = one_hot(drafted, p) if q is None else candidate_law(q, candidates[..., :s], self.replacement)
+            q_drafted = at(law, drafted)
             tiny = torch.finfo(p.dtype).tiny
-            accept = (p.gather(-1, drafted) / law.gather(-1, drafted).clamp_min(tiny)).clamp_max(1.0).squeeze(-1)
+            ratio = (at(p, drafted) / q_drafted.clamp_min(tiny)).clamp_max(1.0)
+            accept = torch.where((drafted >= 0) & (q_drafted > 0), ratio, 0.0)
             chances.append(undecided * accept)
             undecided = undecided * (1.0 - accept)
-            p = positive_part(p, law)
-            p = p / p.sum(-1, keepdim=True)
+            left = positive_part(p, law)
+            p = torch.where((drafted >= 0)[..., None], left / left.sum(-1, keepdim=True), p)
         return torch.stack([*chances, undecided], dim=-1), p
 
     def __call__(
-        self, p: Tensor, q: Tensor, candidates: Tensor, generator: torch.Generator | None = None
+        self, p: Tensor, q: Tensor | None, candidates: Tensor, generator: Randomness = None
     ) -> CandidateVerdict:
         """Verify the candidates of one position, or of a batch of positions.
 
         Args:
             p: [..., vocab] target probabilities.
-            q: [..., vocab] the draft's; with replacement also [..., k, vocab], a law for each candidate (one-hot for a
-                deterministic tree).
-            candidates: [..., k] int64, in the order in which they were drawn; k may be 0.
+            q: [..., vocab] the draft's; with replacement also [..., k, vocab], a law for each candidate. None for
+                candidates that were not sampled: each has a one-hot law.
+            candidates: [..., k] int64, in the order in which they were drawn, distinct where q is None; k may be 0,
+                and -1 stands for a candidate that is not there.
             generator: source of the two uniforms per position.
 
         Raises:
@@ -255,16 +274,22 @@ class CandidateRule:
         k, vocab = candidates.shape[-1], p.shape[-1]
         shared = (*candidates.shape[:-1], vocab)
         allowed = (shared, (*candidates.shape, vocab)) if self.replacement else (shared,)
-        if p.shape != shared or q.shape not in allowed or (k > vocab and not self.replacement):
+        fits = q is None or q.shape in allowed
+        if p.shape != shared or not fits or (k > vocab and not self.replacement):
             raise ValueError(
                 f"p must be {list(shared)} and q {' or '.join(str(list(x)) for x in allowed)} for candidates "
-                f"{list(candidates.shape)}, got {list(p.shape)} and {list(q.shape)}"
+                f"{list(candidates.shape)}, got {list(p.shape)} and {None if q is None else list(q.shape)}"
             )
         check_rows("p", p)
-        check_rows("q", q)
+        if q is not None:
+            check_rows("q", q)
+        return self.decide(p, q, candidates, uniforms((*candidates.shape[:-1], 2), p.device, generator))
+
+    def decide(self, p: Tensor, q: Tensor | None, candidates: Tensor, uniform: Tensor) -> CandidateVerdict:
+        """The verdict that two given uniforms [..., 2] lead to; see `__call__`, whose checks it leaves out."""
         chances, left = self.choice(p, q, candidates)
-        chosen = draw(chances, generator)
-        correction = draw(left, generator)
+        chosen = invert(chances, uniform[..., 0])
+        correction = invert(left, uniform[..., 1])
         offered = torch.cat([candidates, correction[..., None]], dim=-1)
         return CandidateVerdict(chosen, offered.gather(-1, chosen[..., None]).squeeze(-1))
 
@@ -276,13 +301,13 @@ def candidate_law(q: Tensor, earlier: Tensor, replacement: bool) -> Tensor:
     """
     if replacement:
         return q if q.dim() == earlier.dim() else q[..., earlier.shape[-1], :]
-    untried = torch.ones_like(q).scatter(-1, earlier, 0.0)
+    untried = torch.ones_like(q).scatter(-1, earlier.clamp_min(0), 0.0)  # the missing come after the last of a row
     left = q * untried
     left = torch.where(left.sum(-1, keepdim=True) > 0, left, untried)
     return left / left.sum(-1, keepdim=True)
 
 
-def draw_candidates(q: Tensor, k: int, replacement: bool, generator: torch.Generator | None = None) -> Tensor:
+def draw_candidates(q: Tensor, k: int, replacement: bool, generator: Randomness = None) -> Tensor:
     """[..., k] candidates from q [..., vocab], drawn as `CandidateRule(replacement)` takes them to have been."""
     candidates = torch.empty((*q.shape[:-1], 0), dtype=torch.int64, device=q.device)
     for _ in range(k):
@@ -299,7 +324,7 @@ lenience = lenient(0.5)
 multi_round = CandidateRule(replacement=True)
 without_replacement = CandidateRule(replacement=False)
 
-VerificationRule = Callable[[Tensor, Tensor | None, Tensor, torch.Generator | None], Verdict]
+VerificationRule = Callable[[Tensor, Tensor | None, Tensor, Randomness], Verdict]
 
 RULES: dict[str, VerificationRule] = {
     "greedy": greedy,
@@ -313,6 +338,21 @@ RULES: dict[str, VerificationRule] = {
 
 CANDIDATE_RULES: dict[str, CandidateRule] = {"multi_round": multi_round, "without_replacement": without_replacement}
 """Every rule for several candidates at one position, by name."""
+
+
+def rule_named(name: str) -> VerificationRule | CandidateRule:
+    """A rule for chains or for trees by its name.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    rules: dict[str, VerificationRule | CandidateRule] = {**RULES, **CANDIDATE_RULES}
+    if name not in rules:
+        raise ValueError(
+            f"unknown rule '{name}'; for chains {', '.join(RULES)}, for trees {', '.join(CANDIDATE_RULES)}"
+        )
+    return rules[name]
+
 
 __all__ = [
     "CANDIDATE_RULES",
@@ -332,6 +372,7 @@ __all__ = [
     "lenient",
     "multi_round",
     "rejection_sampling",
+    "rule_named",
     "typical",
     "typical_acceptance",
     "without_replacement",

@@ -34,7 +34,9 @@ REQUIRED: dict[str, Column] = {
     "round_index": Column("int64", "", "0, 1, 2, ... within the request and its configuration"),
     "batch": Column("int64", "requests", "requests in the same forward"),
     "context": Column("int64", "tokens", "prompt and output tokens known before the round"),
-    "gamma": Column("int64", "tokens", "draft length asked for; 0 for an autoregressive step"),
+    "gamma": Column(
+        "int64", "tokens", "draft length asked for, or the longest that may be; 0 for an autoregressive step"
+    ),
     "drafted": Column("int64", "tokens", "tokens the draft proposed, at most gamma"),
     "accepted": Column("int64", "tokens", "drafted tokens the verification accepted"),
     "emitted": Column("int64", "tokens", "tokens added to the output, bonus or correction included"),
@@ -50,7 +52,11 @@ OPTIONAL: dict[str, Column] = {
     "draft": Column("str", "", "name of the draft source; 'none' for an autoregressive step"),
     "category": Column("str", "", "category of the prompt"),
     "accept_probability": Column(
-        "list<float64>", "", "min(1, p/q) of every drafted token, reached or not; estimates alpha"
+        "list<float64>", "", "min(1, p/q) of every drafted token of a chain, reached or not; estimates alpha"
+    ),
+    "depth": Column("int64", "tokens", "most drafted tokens that could be accepted: all of a chain, a tree's depth"),
+    "accepted_ranks": Column(
+        "list<int64>", "", "at each depth of a tree that was reached, the accepted sibling, from 0; -1 where none was"
     ),
 }
 
@@ -79,7 +85,7 @@ def make_rounds(**columns: Any) -> pd.DataFrame:
     table = pd.DataFrame({name: columns[name] for name in schema if name in columns})
     for name in table.columns:
         dtype = schema[name].dtype
-        if dtype not in ("str", "list<float64>"):
+        if dtype != "str" and not dtype.startswith("list"):
             table[name] = table[name].astype(dtype)  # type: ignore[call-overload]  # dtype is one of the schema's names
     check_rounds(table)
     return table
@@ -105,6 +111,7 @@ def check_rounds(table: pd.DataFrame) -> None:
         "emitted >= 1": emitted >= 1,
         "emitted <= accepted + 1": emitted <= accepted + 1,
         "emitted == accepted + 1 unless cut": table["cut"] | (emitted == accepted + 1),
+        "accepted <= depth <= drafted": (accepted <= chain_depth(table)) & (chain_depth(table) <= drafted),
         "batch >= 1": table["batch"] >= 1,
         "context >= 0": table["context"] >= 0,
     }
@@ -125,6 +132,11 @@ def check_rounds(table: pd.DataFrame) -> None:
             raise ValueError(f"round table breaks '{rule}' in row {row}: {values}")
 
 
+def chain_depth(table: pd.DataFrame) -> pd.Series[Any]:
+    """Most drafted tokens that each round could have accepted; without the column `depth` all rounds are chains."""
+    return table["depth"] if "depth" in table else table["drafted"]
+
+
 def summarise(table: pd.DataFrame) -> dict[str, Any]:
     """Aggregate a round table, and check that its aggregates agree with each other.
 
@@ -142,10 +154,11 @@ def summarise(table: pd.DataFrame) -> dict[str, Any]:
     accepted = table["accepted"].to_numpy()
     drafted = table["drafted"].to_numpy()
     emitted = table["emitted"].to_numpy()
-    depth = int(drafted.max())
+    deepest = chain_depth(table).to_numpy()
+    depth = int(deepest.max())
     histogram = np.bincount(accepted, minlength=depth + 1)
     position = np.arange(depth)[:, None]
-    reached = ((accepted >= position) & (drafted > position)).sum(axis=1)
+    reached = ((accepted >= position) & (deepest > position)).sum(axis=1)
     passed = (accepted > position).sum(axis=1)
     marginal = passed / len(table)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -11,7 +11,7 @@ from real import experiment
 from real.draft_models import make_draft
 from real.experiment import DraftPlan, Plan, run
 from real.loading import Target
-from real.measure import Configuration, measure_prompt, time_forwards
+from real.measure import Configuration, measure_prompts, time_forwards
 from real.prompt_sets import Prompt
 from real.sampling import SamplingSettings
 from sim.forwards import read_forwards
@@ -121,8 +121,8 @@ def test_tokens_do_not_depend_on_what_else_is_measured(target: Target) -> None:
     lookup = Configuration(make_draft("prompt-lookup", target.decoder, PLAN.settings), 2)
     exit_early = Configuration(make_draft("early-exit:2", target.decoder, PLAN.settings), 3)
     limits = {"max_new_tokens": 12, "settings": PLAN.settings, "seed": 1}
-    alone = measure_prompt(target, PROMPTS[0], [lookup], **limits).drop(columns=TIMES)
-    both = measure_prompt(target, PROMPTS[0], [exit_early, lookup], **limits).drop(columns=TIMES)
+    alone = measure_prompts(target, [PROMPTS[0]], [lookup], **limits).drop(columns=TIMES)
+    both = measure_prompts(target, [PROMPTS[0]], [exit_early, lookup], **limits).drop(columns=TIMES)
     beside = both[both["draft"] == "prompt-lookup"].reset_index(drop=True)
     pd.testing.assert_frame_equal(alone, beside)
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from real import loading
-from real.draft_models import ModelDraft, PromptLookupDraft
+from real import baseline_autoregressive, devices, loading, optimized_speculative
+from real.devices import parse_device, parse_dtype
+from real.draft_models import ModelDraft
 from real.llama_decoder import LlamaDecoder
-from real.loading import EMBEDDED, embedded_folder, load_draft, load_target, parse_device, parse_dtype
+from real.loading import EMBEDDED, check_fits, embedded_folder, load_draft, load_target
+from real.lookup_drafts import PromptLookupDraft
 from real.sampling import SamplingSettings
 
 CPU = torch.device("cpu")
@@ -53,14 +55,35 @@ def test_a_model_without_tokenizer_is_refused_as_target(folder: Path) -> None:
         load_target(str(folder), CPU)
 
 
-def test_a_draft_with_another_vocabulary_size_is_refused(folder: Path, other_vocabularies: tuple[Path, Path]) -> None:
-    with pytest.raises(ValueError, match=r"vocabulary of 41 tokens, target .* of 40; choose a draft from"):
-        load_draft(str(other_vocabularies[0]), load_target(str(folder), CPU), GREEDY)
+@pytest.mark.parametrize("settings", [GREEDY, SamplingSettings()], ids=["greedy", "sampled"])
+def test_a_draft_with_another_vocabulary_proposes_the_tokens_they_share(
+    folder: Path, other_vocabularies: tuple[Path, Path], settings: SamplingSettings
+) -> None:
+    """w39 is not the target's; its end of text is the draft's w39 by number."""
+    target = load_target(str(folder), CPU)
+    draft = load_draft(str(other_vocabularies[0]), target, settings)
+    ids = target.encode("w1 w2 w3 w1 w2")
+    fast = optimized_speculative.generate(
+        target.decoder, draft, ids, gamma=3, max_new_tokens=20, settings=settings, seed=3
+    )
+    assert all(r.drafted == 3 for r in fast.rounds[:-3])
+    if settings.greedy:
+        plain = baseline_autoregressive.generate(target.decoder, ids, max_new_tokens=20, settings=settings)
+        assert fast.token_ids == plain.token_ids
 
 
-def test_a_draft_with_other_tokens_is_refused(folder: Path, other_vocabularies: tuple[Path, Path]) -> None:
-    with pytest.raises(ValueError, match="same size with different tokens"):
+def test_a_draft_without_a_token_in_common_is_refused(folder: Path, other_vocabularies: tuple[Path, Path]) -> None:
+    with pytest.raises(ValueError, match="no token in common; choose a draft whose tokenizer"):
         load_draft(str(other_vocabularies[1]), load_target(str(folder), CPU), GREEDY)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_fits(str(folder), None, CPU, None)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 1000)
+    with pytest.raises(ValueError, match=r"needs about 0\.0 GiB on cpu, 0\.0 GiB are free; name smaller models"):
+        check_fits(str(folder), None, CPU, None)
 
 
 def test_the_embedded_target_without_its_wheel_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from real import baseline_autoregressive, optimized_speculative
-from real.draft_models import SyntheticDraft
+from real.draft_models import synthetic_draft
 from real.loading import Target, load_draft
 from real.prompt_sets import first_of_each, read_prompts
 from real.sampling import SamplingSettings
@@ -30,7 +30,7 @@ def test_greedy_output_is_the_baseline_s_up_to_near_ties(pair: Target, name: str
             continue
         first = next(i for i, (a, b) in enumerate(zip(plain, fast, strict=False)) if a != b)
         context = torch.cat([ids, torch.tensor(plain[:first])])
-        logits = pair.decoder.forward(context, pair.decoder.new_cache(len(context)), logits_to_keep=1)[0]
+        logits = pair.decoder.forward(context[None], pair.decoder.new_cache(len(context)), logits_to_keep=1)[0, 0]
         gap = float(logits[plain[first]] - logits[fast[first]])
         print(f"{name} on {prompt.id}: first difference at token {first}, logit gap {gap:.2e}")
         assert abs(gap) < NEAR_TIE
@@ -40,7 +40,7 @@ def test_greedy_output_is_the_baseline_s_up_to_near_ties(pair: Target, name: str
 def test_the_synthetic_draft_keeps_its_alpha_at_full_vocabulary(pair: Target) -> None:
     """Of about 150 tested tokens, within 4 standard errors: a false alarm in 16,000 seeds."""
     settings = SamplingSettings()
-    draft = SyntheticDraft(pair.decoder, settings, alpha=0.8)
+    draft = synthetic_draft(pair.decoder, settings, alpha=0.8)
     ids = pair.encode("Tell me about rivers.")
     fast = optimized_speculative.generate(pair.decoder, draft, ids, gamma=4, max_new_tokens=120, settings=settings)
     accepted = sum(r.accepted for r in fast.rounds)

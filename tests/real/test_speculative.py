@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import pytest
@@ -8,10 +8,12 @@ import torch
 from transformers import LlamaForCausalLM
 
 from real import baseline_autoregressive, optimized_speculative
-from real.baseline_autoregressive import prefill
 from real.decoder import Decoder, TransformersDecoder
-from real.draft_models import Draft, ModelDraft, PromptLookupDraft, Proposal, SyntheticDraft, make_draft
+from real.draft_models import Draft, KeepDrafting, ModelDraft, Proposal, make_draft, synthetic_draft
+from real.draft_sources import OwnCache
 from real.llama_decoder import LlamaDecoder
+from real.lookup_drafts import PromptLookupDraft
+from real.requests import Batch, prefill
 from real.sampling import SamplingSettings
 from real.verification import rejection_sampling
 
@@ -34,7 +36,7 @@ def make(request: pytest.FixtureRequest, other_model: LlamaForCausalLM) -> MakeD
     def build(target: Decoder, settings: SamplingSettings) -> Draft:
         match request.param.split():
             case ["other", _]:
-                return ModelDraft(LlamaDecoder.from_transformers(other_model), settings, "other")
+                return ModelDraft(OwnCache(LlamaDecoder.from_transformers(other_model)), settings, "other")
             case ["early", _]:
                 return make_draft("early-exit:3", target, settings)
             case ["prompt", _]:
@@ -58,10 +60,10 @@ def test_greedy_output_is_the_baseline_s_token_by_token(decoder: Decoder, make: 
 
 
 def test_a_perfect_draft_emits_gamma_plus_one_tokens_a_round(decoder: Decoder) -> None:
-    draft = SyntheticDraft(decoder, GREEDY, alpha=1.0)
+    draft = synthetic_draft(decoder, GREEDY, alpha=1.0)
     fast = optimized_speculative.generate(decoder, draft, prompt(), gamma=4, max_new_tokens=NEW, settings=GREEDY)
     assert [r.emitted for r in fast.rounds] == [5] * 8
-    hopeless = SyntheticDraft(decoder, GREEDY, alpha=0.0)
+    hopeless = synthetic_draft(decoder, GREEDY, alpha=0.0)
     slow = optimized_speculative.generate(decoder, hopeless, prompt(), gamma=4, max_new_tokens=NEW, settings=GREEDY)
     assert [r.emitted for r in slow.rounds] == [1] * NEW
 
@@ -78,6 +80,7 @@ def test_rounds_account_for_every_token(decoder: Decoder, make: MakeDraft, setti
         assert 0 <= r.accepted <= r.drafted <= r.gamma == 3
         assert r.emitted == r.accepted + 1
         assert not r.cut
+        assert r.accept_probability is not None
         assert len(r.accept_probability) == r.drafted
         known += r.emitted
 
@@ -95,7 +98,7 @@ def test_a_stop_token_inside_an_accepted_block_ends_the_output_there(decoder: De
     plain = baseline_autoregressive.generate(decoder, prompt(), max_new_tokens=NEW, settings=GREEDY).token_ids
     stop = next(i for i in range(6, NEW) if plain[i] not in plain[:i])
     for gamma in range(1, 8):
-        draft = SyntheticDraft(decoder, GREEDY, alpha=1.0)
+        draft = synthetic_draft(decoder, GREEDY, alpha=1.0)
         fast = optimized_speculative.generate(
             decoder,
             draft,
@@ -131,7 +134,7 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(decoder: De
 
 
 def test_a_prefilled_cache_can_be_used_again(decoder: Decoder, make: MakeDraft) -> None:
-    cache = prefill(decoder, prompt(), len(prompt()) + NEW + 5)
+    cache = prefill(decoder, [prompt()], len(prompt()) + NEW + 5)
     plain = baseline_autoregressive.generate(decoder, prompt(), max_new_tokens=NEW, settings=GREEDY)
     for _ in range(2):
         again = baseline_autoregressive.generate(decoder, prompt(), max_new_tokens=NEW, settings=GREEDY, cache=cache)
@@ -145,7 +148,7 @@ def test_tokens_are_streamed_as_they_are_emitted(decoder: Decoder) -> None:
     seen: list[list[int]] = []
     draft = make_draft("synthetic:0.7", decoder, GREEDY)
     fast = optimized_speculative.generate(
-        decoder, draft, prompt(), gamma=3, max_new_tokens=20, settings=GREEDY, on_tokens=seen.append
+        decoder, draft, prompt(), gamma=3, max_new_tokens=20, settings=GREEDY, on_tokens=lambda _, ids: seen.append(ids)
     )
     assert [len(block) for block in seen] == [r.emitted for r in fast.rounds]
     assert list(chain(*seen)) == fast.token_ids
@@ -153,10 +156,10 @@ def test_tokens_are_streamed_as_they_are_emitted(decoder: Decoder) -> None:
 
 def test_sampled_output_is_independent_of_gamma_where_the_draft_is_the_target(decoder: Decoder) -> None:
     """A draft with q = p is never rejected: every round emits gamma + 1 tokens."""
-    draft = ModelDraft(decoder, SAMPLED, "itself")
+    draft = ModelDraft(OwnCache(decoder), SAMPLED, "itself")
     fast = optimized_speculative.generate(decoder, draft, prompt(), gamma=4, max_new_tokens=NEW, settings=SAMPLED)
     assert [r.emitted for r in fast.rounds] == [5] * 8
-    assert min(a for r in fast.rounds for a in r.accept_probability) > 1 - 1e-9
+    assert min(a for r in fast.rounds for a in r.accept_probability or ()) > 1 - 1e-9
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.6, 0.9])
@@ -170,7 +173,7 @@ def test_the_synthetic_draft_is_accepted_at_its_alpha(
     for seed in range(15):
         fast = optimized_speculative.generate(
             decoder,
-            SyntheticDraft(decoder, settings, alpha),
+            synthetic_draft(decoder, settings, alpha),
             prompt(seed),
             gamma=3,
             max_new_tokens=NEW,
@@ -183,11 +186,16 @@ def test_the_synthetic_draft_is_accepted_at_its_alpha(
     assert abs(accepted / reached - alpha) < 4 * standard_error
 
 
+def known(tokens: list[int], capacity: int = 64) -> Batch:
+    """One request with these tokens."""
+    return Batch([torch.tensor(tokens)], 20, capacity, frozenset(), [0], torch.device("cpu"))
+
+
 class TestPromptLookup:
     def propose(self, context: list[int], gamma: int, **options: int) -> list[int]:
-        proposal = PromptLookupDraft(**options).propose(torch.tensor(context), gamma)
+        proposal = PromptLookupDraft(**options).propose(known(context), [gamma])
         assert proposal.probs is None
-        return proposal.token_ids.tolist()
+        return proposal.token_ids[0].tolist()
 
     def test_copies_what_followed_the_last_occurrence(self) -> None:
         assert self.propose([1, 2, 3, 4, 9, 1, 2, 3, 5, 9, 1, 2, 3], 2) == [5, 9]
@@ -205,8 +213,10 @@ class TestPromptLookup:
 
     def test_a_round_without_proposal_is_one_plain_step(self, decoder: Decoder) -> None:
         class Silent(PromptLookupDraft):
-            def propose(self, context: torch.Tensor, gamma: int) -> Proposal:
-                return Proposal(context[:0], None)
+            def propose(
+                self, batch: Batch, limits: Sequence[int], keep_drafting: KeepDrafting | None = None
+            ) -> Proposal:
+                return Proposal(batch.token_ids[:, :0], None)
 
         fast = optimized_speculative.generate(decoder, Silent(), prompt(), gamma=3, max_new_tokens=9, settings=GREEDY)
         assert [(r.gamma, r.drafted, r.emitted) for r in fast.rounds] == [(3, 0, 1)] * 9
@@ -217,14 +227,13 @@ def test_a_draft_with_its_own_cache_reads_what_it_missed(
 ) -> None:
     """After a fully accepted round the draft lacks two tokens; its proposals must be those of a fresh cache."""
     target = TransformersDecoder(model)
-    draft = ModelDraft(LlamaDecoder.from_transformers(other_model), GREEDY, "other")
-    context = prompt()
-    draft.start(context, 64, target.new_cache(64), seed=0)
-    first = draft.propose(context, 3).token_ids
-    longer = torch.cat([context, first, torch.tensor([5])])
-    fresh = ModelDraft(LlamaDecoder.from_transformers(other_model), GREEDY, "other")
-    fresh.start(longer, 64, target.new_cache(64), seed=0)
-    assert torch.equal(draft.propose(longer, 3).token_ids, fresh.propose(longer, 3).token_ids)
+    draft, fresh = (ModelDraft(OwnCache(LlamaDecoder.from_transformers(other_model)), GREEDY, "other") for _ in "ab")
+    batch = known(prompt().tolist())
+    draft.start(batch, target.new_cache(64), [0])
+    first = draft.propose(batch, [3]).token_ids[0].tolist()
+    batch.append(0, [*first, 5])
+    fresh.start(batch, target.new_cache(64), [0])
+    assert torch.equal(draft.propose(batch, [3]).token_ids, fresh.propose(batch, [3]).token_ids)
 
 
 class TestBadInput:
@@ -242,11 +251,11 @@ class TestBadInput:
             self.generate(decoder, max_new_tokens=0)
 
     def test_a_batch(self, decoder: Decoder) -> None:
-        with pytest.raises(ValueError, match=r"must be \[n\], got \[2, 18\]; batches are run one request at a time"):
+        with pytest.raises(ValueError, match=r"must be \[n\], got \[2, 18\]; give a batch as a list of prompts"):
             self.generate(decoder, prompt().expand(2, -1))
 
     def test_an_empty_prompt(self, decoder: Decoder) -> None:
-        with pytest.raises(ValueError, match="prompt_ids is empty"):
+        with pytest.raises(ValueError, match="a prompt is empty"):
             self.generate(decoder, prompt()[:0])
 
     def test_ids_outside_the_vocabulary(self, decoder: Decoder) -> None:

@@ -7,21 +7,21 @@ variation is above 0.2; the pure rules are tested a thousand times finer elsewhe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from analysis.losslessness import CheckResult, check_acceptance, check_tokens
 from real import optimized_speculative
-from real.baseline_autoregressive import Generation
 from real.decoder import Decoder
-from real.draft_models import ModelDraft, Proposal
+from real.draft_models import KeepDrafting, ModelDraft, Proposal
+from real.draft_sources import OwnCache
 from real.llama_decoder import LlamaDecoder
+from real.requests import Batch, Generation
 from real.sampling import SamplingSettings
 from real.verification import VerificationRule, block_verification, exact_match, typical_acceptance
 from tests.real.conftest import tiny_model
@@ -50,8 +50,8 @@ def models() -> Models:
 class OvertoldDraft(ModelDraft):
     """Reports its probabilities at half the temperature that it samples at."""
 
-    def propose(self, context: Tensor, gamma: int) -> Proposal:
-        proposal = super().propose(context, gamma)
+    def propose(self, batch: Batch, limits: Sequence[int], keep_drafting: KeepDrafting | None = None) -> Proposal:
+        proposal = super().propose(batch, limits, keep_drafting)
         assert proposal.probs is not None
         squared = proposal.probs**2
         return replace(proposal, probs=squared / squared.sum(-1, keepdim=True))
@@ -74,7 +74,7 @@ def ours(
     models: Models, runs: int, rule: VerificationRule | None = None, draft: type[ModelDraft] = ModelDraft
 ) -> Iterator[list[int]]:
     target = LlamaDecoder.from_transformers(models[0])
-    source = draft(LlamaDecoder.from_transformers(models[1]), SETTINGS, "tiny")
+    source = draft(OwnCache(LlamaDecoder.from_transformers(models[1])), SETTINGS, "tiny")
     for run in range(runs):
         yield generate(target, source, run, rule).token_ids
 
@@ -107,7 +107,7 @@ def test_a_draft_that_misreports_its_probabilities_shows_through_the_full_loop(m
 def test_our_loop_accepts_as_often_as_the_coupling_says(models: Models) -> None:
     """Every reached position is accepted with chance sum min(p, q), known before its draw."""
     target = LlamaDecoder.from_transformers(models[0])
-    draft = ModelDraft(LlamaDecoder.from_transformers(models[1]), SETTINGS, "tiny")
+    draft = ModelDraft(OwnCache(LlamaDecoder.from_transformers(models[1])), SETTINGS, "tiny")
     chances, accepted = [], []
     for run in range(2):
         generation = generate(target, draft, 50 + run)
