@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -169,6 +170,7 @@ def measure(
     from real.loading import load_draft
     from real.measure import Configuration
     from real.prompt_sets import first_of_each, read_prompts
+    from real.tensor_parallel import world
     from real.verification import rule_named
 
     settings = _settings(temperature, top_k, top_p, min_p)
@@ -178,13 +180,18 @@ def measure(
         raise ValueError(f"--tree {tree} fixes what is drafted; leave --controller {controller} out, or the tree")
     loaded = _load(target, device, dtype, threads, draft=draft, batch=batch)
     source = load_draft(draft, loaded, settings)
-    with _Progress(quiet=as_json) as progress:
+    rank = world()[0]
+    if rank > 0:  # torchrun's other processes run along; the first one owns the folder and speaks
+        out = Path(tempfile.mkdtemp()) / "run"
+    with _Progress(quiet=as_json or rank > 0) as progress:
         length = _draft_length(loaded, source, gamma, tree, acceptance, controller, batch, seed)
         policy = "" if isinstance(length, int) else f"tree:{length}" if tree is not None else controller
         rounds = experiment.measure(
             loaded, chosen, Configuration(source, length, verification, policy), out,
             max_new_tokens=max_new_tokens, settings=settings, seed=seed, progress=progress, batch=batch,
         )  # fmt: skip
+    if rank > 0:
+        return
     result = summarise_measurement(rounds)
     if as_json:
         _print_json(result)
@@ -283,7 +290,12 @@ def lab(
     """
     from real import experiment
     from real.prompt_sets import read_prompts
+    from real.tensor_parallel import world
 
+    if world()[1] > 1:
+        raise ValueError(
+            "`specdec lab` runs in one process; measure a target that needs several with `specdec measure`"
+        )
     plan = experiment.Plan(
         drafts=tuple(experiment.DraftPlan.parse(text) for text in draft or experiment.DEFAULT_DRAFTS),
         settings=_settings(temperature, top_k, top_p, min_p),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from real.cache import KVCache
+from real.tensor_parallel import same_on_all_ranks
 from real.tree_attention import Tail, Window, window
 
 
@@ -138,8 +139,7 @@ class TransformersDecoder:
         for tap, layer in enumerate(cache.feature_layers):  # transformers norms the last layer's hidden state
             cache.write_features(tap, last[0] if layer == self.layers else output.hidden_states[layer], place)
         cache.advance(new)
-        logits: Tensor = output.logits
-        return logits
+        return same_on_all_ranks(output.logits)
 
     def first_layers(self, count: int) -> TransformersDecoder:
         """See `Decoder.first_layers`; needs a model whose layers are `model.model.layers`, as most are."""

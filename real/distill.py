@@ -102,6 +102,7 @@ class Lessons:
         token_ids = self.samples.token_ids[rows].long()
         features = self.samples.features[rows].float()
         embedded = self.target.embedding[token_ids[:, 1:-1]]
+        assert self.target.norm is not None
         final = features[:, 1:-1, -1] * self.target.norm
         logits = final @ self.target.output_head[head.vocabulary].T
         normaliser = self.samples.log_normaliser[rows, 1:-1]

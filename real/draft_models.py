@@ -251,8 +251,8 @@ def make_draft(name: str, target: Decoder, settings: SamplingSettings) -> Draft:
     """Build the draft that a name like 'early-exit:20' stands for.
 
     Args:
-        name: `early-exit:L`, `int8`, `int8:L`, `int8-skip:A-B`, `prompt-lookup[:N]`, `suffix[:DEPTH]`,
-            `synthetic:ALPHA`.
+        name: `early-exit:L`, `int8`, `int8:L` (its first L layers), `int8-skip:A-B` (without those),
+            `prompt-lookup[:N]`, `suffix[:DEPTH]`, `synthetic:ALPHA`.
         target: the model that will verify.
         settings: the target's, used on both sides.
 
@@ -267,8 +267,8 @@ def make_draft(name: str, target: Decoder, settings: SamplingSettings) -> Draft:
             case "early-exit":
                 return ModelDraft(SharedCache(target.first_layers(int(argument))), settings, name)
             case "int8":
-                copy = quantise(target)
-                source = SharedCache(copy.first_layers(int(argument)) if argument else copy)
+                narrow = quantise(target)
+                source = SharedCache(narrow.first_layers(int(argument)) if argument else narrow)
                 return ModelDraft(source, settings, name)
             case "int8-skip":
                 first, last = argument.split("-")

@@ -21,14 +21,16 @@ from typing import Any
 import pandas as pd
 import torch
 
+from real.architecture_costs import architecture_report
 from real.loading import Target, load_draft
 from real.measure import Configuration, measure_prompts, time_forwards
 from real.prompt_sets import Prompt, choose
 from real.sampling import SamplingSettings
 from sim.forwards import read_forwards, write_forwards
-from sim.records import RunMetadata, read_metadata, read_rounds, write_metadata, write_rounds
+from sim.records import RunMetadata, read_metadata, read_rounds, write_json, write_metadata, write_rounds
 
 ROUNDS, FORWARDS, METADATA = "rounds.parquet", "forwards.parquet", "run.json"
+ARCHITECTURE = "architecture.json"
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def measure(
     progress: Progress,
     batch: int = 1,
 ) -> pd.DataFrame:
-    """Measure one configuration beside the baseline, and write `rounds.parquet` and `run.json`.
+    """Measure one configuration beside the baseline; write `rounds.parquet`, `architecture.json` and `run.json`.
 
     The first prompts are decoded once before, unrecorded, so that no configuration pays for warming up.
 
@@ -185,6 +187,10 @@ def measure(
         measure_prompts, target, configurations=both, max_new_tokens=max_new_tokens, settings=settings, seed=seed
     )
     decode(prompts[:batch])
+    progress("time forwards", 0, 1, "")
+    widths = sorted({1, 2, 4, 8, 1 + configuration.longest})
+    report = architecture_report(target.decoder, widths, context=128, repeats=3, seed=seed)
+    write_json(report, folder / ARCHITECTURE)
     tables: list[pd.DataFrame] = []
     for first in range(0, len(prompts), batch):
         progress("measure", first, len(prompts), prompts[first].id)

@@ -9,7 +9,6 @@ honoured are refused.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -326,10 +325,9 @@ def draft_for(
         own = ModelDraft(OwnCache(decoder), settings, draft.config._name_or_path or type(draft).__name__)
     else:
         own = draft
-    own = copy.copy(own)
+    own = own.fork()
     if isinstance(own, ModelDraft):
         check_vocabulary(own.name, own.source.vocab_size, target_name, target.vocab_size)
-        own.source = copy.copy(own.source)  # a start of it replaces what it keeps for a batch, never what it shares
         own.settings = settings
     return own
 
@@ -338,9 +336,15 @@ def _is_plain_llama(model: Any) -> bool:
     """Whether the weights alone say what a model computes, and `LlamaDecoder` computes it."""
     return not unsupported(model) and all(
         type(module).__module__.startswith(("transformers.models.llama.", "transformers.activations", "torch.nn."))
-        and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+        and "forward" not in vars(module)
+        and all(map(_only_listens, [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]))
         for module in model.modules()
     )
+
+
+def _only_listens(hook: Any) -> bool:
+    """Whether a hook is one that transformers leaves in a model after it once returned hidden states."""
+    return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
 
 
 def _check_draft(draft: Any) -> None:

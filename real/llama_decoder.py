@@ -18,6 +18,7 @@ from torch import Tensor
 from real.cache import KVCache
 from real.decoder import check_feature_layers, check_layers
 from real.devices import packs_weights
+from real.tensor_parallel import same_on_all_ranks
 from real.tree_attention import Tail, Window, window
 
 
@@ -53,10 +54,10 @@ Linear = Callable[[Tensor], Tensor]
 class Layer:
     """One decoder layer, the projections that share an input fused."""
 
-    attention_norm: Tensor  # [hidden]
+    attention_norm: Tensor | None  # [hidden]; None where the next projection has it (see `normalise`)
     query_key_value: Linear  # [(heads + 2 kv_heads) head_dim, hidden]
     attention_output: Linear  # [hidden, heads head_dim]
-    mlp_norm: Tensor  # [hidden]
+    mlp_norm: Tensor | None  # [hidden]
     gate_up: Linear  # [2 intermediate, hidden]
     down: Linear  # [hidden, intermediate]
     heads: int
@@ -68,7 +69,7 @@ class Layer:
     ) -> Tensor:
         """[batch x new tokens, hidden] -> the same; keys and values go to layer `index` of the cache."""
         hidden = hidden + self._attend(hidden, cache, index, cosine, sine, place)
-        normed = F.rms_norm(hidden, hidden.shape[-1:], self.mlp_norm, self.epsilon)
+        normed = normalise(hidden, self.mlp_norm, self.epsilon)
         gate, up = self.gate_up(normed).chunk(2, dim=-1)
         return hidden + self.down(F.silu(gate) * up)
 
@@ -76,8 +77,12 @@ class Layer:
         self, hidden: Tensor, cache: KVCache, index: int, cosine: Tensor, sine: Tensor, place: Window
     ) -> Tensor:
         """Self-attention of the new tokens over the cache, their keys and values written first."""
-        normed = F.rms_norm(hidden, hidden.shape[-1:], self.attention_norm, self.epsilon)
-        fused = self.query_key_value(normed).view(cache.batch, -1, self.heads + 2 * self.kv_heads, cosine.shape[-1])
+        normed = normalise(hidden, self.attention_norm, self.epsilon)
+        fused = (
+            self.query_key_value(normed)
+            .to(hidden.dtype)
+            .view(cache.batch, -1, self.heads + 2 * self.kv_heads, cosine.shape[-1])
+        )
         fused = fused.transpose(1, 2)
         rotated = rotate(fused[:, : self.heads + self.kv_heads], cosine, sine)
         keys, values = cache.write(index, rotated[:, self.heads :], fused[:, self.heads + self.kv_heads :], place)
@@ -85,6 +90,18 @@ class Layer:
             rotated[:, : self.heads], keys, values, attn_mask=place.mask, enable_gqa=True
         )
         return self.attention_output(attended.transpose(1, 2).reshape(len(hidden), -1))
+
+
+def normalise(hidden: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
+    """The root-mean-square norm, or, with no weight, division by the vector norm.
+
+    The latter is one operation instead of five; a copy of a model that can do without epsilon has the weight and
+    sqrt(width) in the projection that reads the result.
+    """
+    if weight is None:
+        direction: Tensor = hidden / torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+        return direction
+    return F.rms_norm(hidden, hidden.shape[-1:], weight, epsilon)
 
 
 def rotary_rows(cosine: Tensor, sine: Tensor, place: Window, new: int) -> tuple[Tensor, Tensor]:
@@ -101,7 +118,7 @@ class LlamaDecoder:
     embedding: Tensor  # [vocab, hidden]
     blocks: tuple[Layer, ...]
     indices: tuple[int, ...]  # which layer of the model, and so of its cache, each block is
-    norm: Tensor  # [hidden]
+    norm: Tensor | None  # [hidden]
     head: Linear  # [vocab, hidden]
     cosine: Tensor  # [positions, head_dim]
     sine: Tensor  # [positions, head_dim], the first half negated: see `_rotate`
@@ -209,9 +226,8 @@ class LlamaDecoder:
         cache.advance(new)
         if logits_to_keep is not None:
             hidden = hidden.view(batch, new, -1)[:, -logits_to_keep:].reshape(-1, self.width)
-        return self.head(F.rms_norm(hidden, hidden.shape[-1:], self.norm, self.epsilon)).view(
-            batch, -1, self.vocab_size
-        )
+        logits = self.head(normalise(hidden, self.norm, self.epsilon)).to(self.dtype)
+        return same_on_all_ranks(logits.view(batch, -1, self.vocab_size))
 
 
 def unsupported(model: Any) -> str:

@@ -25,6 +25,7 @@ from real.draft_models import Draft, ModelDraft, make_draft
 from real.draft_sources import OwnCache
 from real.llama_decoder import LlamaDecoder, unsupported
 from real.sampling import SamplingSettings
+from real.tensor_parallel import is_sharded, load_sharded, world
 from real.translated_draft import TranslatedSource
 
 EMBEDDED = "smollm2-135m-instruct"
@@ -76,7 +77,7 @@ def check_fits(target: str, draft: str | None, device: torch.device, dtype: torc
     width = (dtype or default_dtype(device)).itemsize
     for name in (target, draft):
         if name is not None and name.partition(":")[0] not in (*DRAFT_NAMES, "distilled", EMBEDDED):
-            needed += weight_parameters(name) * width
+            needed += weight_parameters(name) * width // (world()[1] if name == target else 1)
     if needed:
         needed += needed // 10 + (batch * 2**30 if device.type == "cuda" else 0)
         check_memory(needed, device, " and ".join(name for name in (target, draft) if name))
@@ -113,7 +114,10 @@ def load_target(name: str, device: torch.device, dtype: torch.dtype | None = Non
     from transformers import AutoTokenizer
 
     folder = str(embedded_folder()) if name == EMBEDDED else name
-    model = _load_model(folder, name, device, dtype or default_dtype(device))
+    if world()[1] > 1:
+        model = load_sharded(folder, dtype or default_dtype(device), device)
+    else:
+        model = _load_model(folder, name, device, dtype or default_dtype(device))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -180,7 +184,7 @@ def check_vocabulary(draft: str, draft_size: int, target: str, target_size: int)
 def make_decoder(model: Any) -> Decoder:
     """The fastest decoder that covers a model."""
     model.eval()
-    if unsupported(model):
+    if unsupported(model) or is_sharded(model):
         return TransformersDecoder(model)
     return LlamaDecoder.from_transformers(model)
 

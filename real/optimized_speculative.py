@@ -21,6 +21,7 @@ from real.decoder import Decoder
 from real.draft_models import Draft, Proposal
 from real.requests import Batch, Generation, OnTokens, Round, Step, check_limits, collect, prepare_cache
 from real.sampling import SamplingSettings, probabilities
+from real.tensor_parallel import same_number_on_all_ranks
 from real.timing import Stopwatch
 from real.tree_attention import Tail
 from real.tree_verification import TreeTable, verify_tree, verify_tree_greedily
@@ -128,7 +129,8 @@ def decode(
     clock = Stopwatch(decoder.device)
     while batch.rows:
         begin = clock.mark()
-        asked = controller.next_gamma()
+        # processes of one sharded target must agree, though a controller may go by times that differ between them
+        asked = int(same_number_on_all_ranks(controller.next_gamma(), decoder.device))
         limits = [min(asked, wanted - 1) for wanted in batch.wanted]
         if max(limits) == 0 or (draft.feature_layers and min(batch.lengths) < 2):
             proposal = Proposal(batch.token_ids.new_empty((batch.rows, 0)), None)
