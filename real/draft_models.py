@@ -171,6 +171,8 @@ class ModelDraft:
     def propose_tree(self, batch: Batch, tree: TokenTree, replacement: bool) -> Proposal:
         """See `Draft.propose_tree`; one forward a level, over the tokens that have children."""
         token_ids = batch.token_ids.new_full((batch.rows, tree.size), -1)
+        blind = [bool(self.feature_layers) and length < 2 for length in batch.lengths]  # their trees are dropped
+        generators = [None if off else own for own, off in zip(self.generators, blind, strict=True)]
         logits = self.source.catch_up(batch)[:, None]
         laws = None
         if not self.settings.greedy:
@@ -188,7 +190,7 @@ class ModelDraft:
                 drawn = logits.topk(most, dim=-1).indices if most > 1 else self._first(logits)
             else:
                 law = self.law(logits, self.settings)
-                drawn = draw_candidates(law, most, replacement, self.generators)
+                drawn = draw_candidates(law, most, replacement, generators)
                 laws[:, torch.tensor(parents, device=laws.device) + 1] = self._widen(law)
             for index, parent in enumerate(parents):
                 for rank, child in enumerate(tree.children(parent)):
@@ -285,5 +287,7 @@ def make_draft(name: str, target: Decoder, settings: SamplingSettings) -> Draft:
     raise ValueError(f"unknown draft '{name}'; use {NAMES}, a folder or hub id")
 
 
-NAMES = "distilled, int8[:L], int8-skip:A-B, early-exit:L, prompt-lookup[:N], suffix[:DEPTH], synthetic:ALPHA"
+NAMES = (
+    "distilled, int8[:L], int8-skip:A-B, early-exit:L, prompt-lookup[:N], suffix[:DEPTH], synthetic:ALPHA, suffix+NAME"
+)
 """Drafts that need no folder, for messages and help."""

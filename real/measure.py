@@ -26,7 +26,7 @@ from real.loading import Target
 from real.optimized_speculative import DraftLength, Rule, as_controller
 from real.prompt_sets import Prompt
 from real.requests import Batch, Generation, Round, Step, prefill
-from real.sampling import SamplingSettings
+from real.sampling import SamplingSettings, probabilities
 from real.timing import Stopwatch
 from sim.controllers import Costs
 from sim.forwards import TARGET_ROLE, make_forwards
@@ -168,9 +168,7 @@ def time_forwards(
             shapes.append((TARGET_ROLE, n, context, partial(_time_forward, decoder, cache, token_ids[:, -n:], context)))
         for draft in models:
             known = Batch(list(token_ids[:, :context]), 1, longest, frozenset(), [0] * batch, decoder.device)
-            twin = draft.fork()
-            twin.start(known, cache, [0] * batch)
-            shapes.append((draft.name, 1, context, partial(_time_draft_step, twin, known, cache)))
+            shapes.append((draft.name, 1, context, partial(_time_draft_step, draft.fork(), known, cache)))
     for repeat in range(repeats):
         order = np.random.default_rng([seed, repeat]).permutation(len(shapes))
         rows = [(*shapes[index][:3], shapes[index][3]()) for index in order]
@@ -183,6 +181,52 @@ def time_forwards(
             repeat=repeat,
             seconds=list(times),
         )
+
+
+@torch.inference_mode()
+def overlaps(
+    target: Target,
+    draft: ModelDraft,
+    prompt_ids: Tensor,
+    *,
+    max_new_tokens: int,
+    settings: SamplingSettings,
+    seed: int,
+) -> Tensor:
+    """Overlap of target and draft at every place of the target's own output, whether a round would begin there or not.
+
+    A speculative run tests a draft at the start of a round more often, which follows a rejection and is a harder place;
+    so its acceptance is lower than the mean of these.
+
+    Returns:
+        [new tokens] sum min(p, q) (Leviathan et al. 2023, Cor. 3.6); at temperature 0 whether both choose one token.
+    """
+    capacity = len(prompt_ids) + max_new_tokens + 1
+    output = baseline_autoregressive.generate(
+        target.decoder,
+        prompt_ids,
+        max_new_tokens=max_new_tokens,
+        settings=settings,
+        stop_ids=target.stop_ids,
+        seed=seed,
+    )
+    cache = prefill(target.decoder, [prompt_ids], capacity, draft.feature_layers)
+    batch = Batch([prompt_ids], max_new_tokens, capacity, frozenset(), [seed], target.decoder.device)
+    source = draft.fork().source
+    source.start(batch, cache)
+    found = []
+    for token in output.token_ids:
+        own = source.catch_up(batch)
+        logits = target.decoder.forward(batch.latest([1]), cache)[:, -1]
+        wide = own
+        if source.target_ids is not None:
+            wide = torch.full_like(logits, float("-inf")).index_copy_(-1, source.target_ids, own.to(logits.dtype))
+        if settings.greedy:
+            found.append((wide.argmax(-1) == logits.argmax(-1)).double())
+        else:
+            found.append(torch.minimum(probabilities(logits, settings), probabilities(wide, settings)).sum(-1))
+        batch.append(0, [token])
+    return torch.cat(found)
 
 
 def time_costs(target: Target, draft: Draft, gamma: int, batch: int, seed: int, repeats: int = 3) -> Costs:
@@ -211,6 +255,7 @@ def _time_forward(decoder: Decoder, cache: Any, token_ids: Tensor, context: int)
 def _time_draft_step(draft: ModelDraft, batch: Batch, cache: Any) -> float:
     """Seconds of one drafted token after the first, whose forward also catches up with what the target emitted."""
     cache.rollback([length - 1 for length in batch.lengths])
+    draft.source.start(batch, cache)
     logits = draft.source.catch_up(batch)
     clock = Stopwatch(logits.device)
     draft.source.extend(logits.argmax(-1)[:, None])

@@ -132,7 +132,9 @@ def decode(
         # processes of one sharded target must agree, though a controller may go by times that differ between them
         asked = int(same_number_on_all_ranks(controller.next_gamma(), decoder.device))
         limits = [min(asked, wanted - 1) for wanted in batch.wanted]
-        if max(limits) == 0 or (draft.feature_layers and min(batch.lengths) < 2):
+        if draft.feature_layers:  # what reads features has none to read after a single token
+            limits = [limit if length > 1 else 0 for limit, length in zip(limits, batch.lengths, strict=True)]
+        if max(limits) == 0:
             proposal = Proposal(batch.token_ids.new_empty((batch.rows, 0)), None)
         elif tree is not None:
             proposal = draft.propose_tree(batch, tree, isinstance(rule, CandidateRule) and rule.replacement)
@@ -194,9 +196,9 @@ class Verdicts:
     Attributes:
         blocks: accepted tokens and the one after them.
         drafted, accepted: how many tokens.
-        accept_probability: min(1, p/q) of each drafted token of a chain; None for trees.
+        accept_probability: min(1, p/q) of each drafted token of a chain, none where none was drafted; None for trees.
         paths: the accepted nodes of each tree, 1 being the first drafted token.
-        ranks: which sibling was accepted at each depth reached, -1 where none was; None for chains.
+        ranks: which sibling was accepted at each depth reached, -1 where none was; None where no tree was drafted.
     """
 
     blocks: list[list[int]]
@@ -238,18 +240,22 @@ def verify(
         found = verify_tree(p, proposal.probs, ids, table, rule, generators)
     depth = table.depth
     host = torch.cat([found.accepted[:, None], found.next_token[:, None], found.path, found.ranks, ids], dim=1).tolist()
-    blocks, paths, ranks = [], [], []
-    for accepted, next_token, *rest in host:
+    blocks, paths = [], []
+    ranks: list[tuple[int, ...] | None] = []
+    for (accepted, next_token, *rest), own_depth in zip(host, table.row_depths, strict=True):
         path, tokens = rest[:accepted], rest[2 * depth :]
-        siblings = rest[depth : 2 * depth][: accepted + 1]
+        siblings = rest[depth : depth + min(accepted + 1, own_depth)]
         blocks.append([*(tokens[node - 1] for node in path), next_token])
         paths.append(path)
-        ranks.append(tuple(-1 if place == accepted else rank for place, rank in enumerate(siblings)))
-    return Verdicts(blocks, drafted, [row[0] for row in host], [None] * len(host), paths, list(ranks))
+        chosen = tuple(-1 if place == accepted else rank for place, rank in enumerate(siblings))
+        ranks.append(chosen or None)  # a row that drafted nothing offered no siblings
+    return Verdicts(
+        blocks, drafted, [row[0] for row in host], [None if size else () for size in drafted], paths, ranks
+    )  # fmt: skip
 
 
 def without_rows(proposal: Proposal, rows: Sequence[int]) -> Proposal:
-    """Trees for all rows but these, which want one token more and would be alone in drafting nothing for it."""
+    """Trees for all rows but these, which would draft nothing if they were alone."""
     if not rows or proposal.trees is None:
         return proposal
     token_ids = proposal.token_ids.clone()
