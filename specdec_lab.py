@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from analysis.fit import Calibration
     from real.loading import Target
     from real.optimized_speculative import DraftLength
+    from real.prompt_sets import Prompt
     from real.sampling import SamplingSettings
 
 app = typer.Typer(
@@ -47,11 +48,14 @@ Draft = Annotated[
     str,
     typer.Option(
         help="distilled, int8[:L], int8-skip:A-B, early-exit:L, prompt-lookup[:N], suffix[:DEPTH], synthetic:ALPHA, "
-        "a local folder or a hub id."
+        "suffix+NAME (a lookup, and another draft where it finds nothing), a local folder or a hub id."
     ),
 ]
 Device = Annotated[str, typer.Option(help="'cpu', 'cuda', 'cuda:1', ...")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; by default what suits the device.")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the forwards, as CUDA graphs on a GPU; minutes, the first time.")
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; by default as many as torch takes.")]
 RunFolder = Annotated[Path, typer.Argument(help="A folder that `specdec lab` or `specdec measure` wrote.")]
 
@@ -153,6 +157,7 @@ def measure(
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = None,
+    compiled: Compile = False,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -178,7 +183,10 @@ def measure(
     verification = None if rule is None else rule_named(rule)
     if tree is not None and controller != "fixed":
         raise ValueError(f"--tree {tree} fixes what is drafted; leave --controller {controller} out, or the tree")
-    loaded = _load(target, device, dtype, threads, draft=draft, batch=batch)
+    loaded = _load(
+        target, device, dtype, threads, drafts=[draft], batch=batch, caches=3, compiled=compiled,
+        tokens=_longest(chosen) + max_new_tokens + gamma,
+    )  # fmt: skip
     source = load_draft(draft, loaded, settings)
     rank = world()[0]
     if rank > 0:  # torchrun's other processes run along; the first one owns the folder and speaks
@@ -233,6 +241,9 @@ def distill(
 
     Example: `specdec distill --target smollm2-135m-instruct --minutes 120 --out runs/head --seed 0`
     """
+    import pandas as pd
+
+    from paper_figs.distillation_curve import draw
     from real import distill as training
 
     with _Progress(quiet=as_json) as progress:
@@ -247,7 +258,10 @@ def distill(
         except KeyboardInterrupt:
             typer.echo(f"interrupted; {out} keeps what is done. The same command goes on.", err=True)
             raise typer.Exit(130) from None
-    result = training.read_curve(out)[-1]
+    curve = training.read_curve(out)
+    caption = f"{target}, {plan.positions:,} positions of its own samples, {plan.steps:,} steps, seed {seed}"
+    draw(pd.DataFrame(curve), plan.positions, out, caption)
+    result = curve[-1]
     if as_json:
         _print_json(result | {"out": str(out)})
         return
@@ -277,6 +291,7 @@ def lab(
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = None,
+    compiled: Compile = False,
     threads: Threads = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder, if there is one.")] = False,
     as_json: Json = False,
@@ -309,7 +324,11 @@ def lab(
     prompt_set = read_prompts(prompts)
     with _Progress(quiet=as_json) as progress:
         progress("load the models", 0, 1, target)
-        loaded = _load(target, device, dtype, threads)
+        loaded = _load(
+            target, device, dtype, threads, drafts=[one.name for one in plan.drafts], compiled=compiled,
+            tokens=max(_longest(prompt_set), *plan.contexts) + max_new_tokens + plan.new_tokens[-1],
+            caches=2 + sum(len(one.evaluation_gammas) for one in plan.drafts),
+        )  # fmt: skip
         try:
             experiment.run(loaded, prompt_set, plan, out, resume, progress)
         except KeyboardInterrupt:
@@ -540,18 +559,34 @@ def _settings(temperature: float, top_k: int | None, top_p: float | None, min_p:
 
 
 def _load(
-    target: str, device: str, dtype: str | None, threads: int | None, draft: str | None = None, batch: int = 1
+    target: str,
+    device: str,
+    dtype: str | None,
+    threads: int | None,
+    drafts: Sequence[str] = (),
+    *,
+    compiled: bool = False,
+    batch: int = 1,
+    tokens: int = 0,
+    caches: int = 1,
 ) -> Target:
+    """The target, if it and its drafts fit (see `real.memory.check_fits`)."""
     import torch
 
     from real.devices import parse_device, parse_dtype
-    from real.loading import check_fits, load_target
+    from real.loading import load_target
+    from real.memory import check_fits
 
     if threads is not None:
         torch.set_num_threads(threads)
     where, kind = parse_device(device), parse_dtype(dtype)
-    check_fits(target, draft, where, kind, batch)
-    return load_target(target, where, kind)
+    check_fits(target, drafts, where, kind, batch=batch, tokens=tokens, caches=caches)
+    return load_target(target, where, kind, compiled=compiled)
+
+
+def _longest(prompts: Sequence[Prompt]) -> int:
+    """Tokens of the longest prompt, at two letters a token: more than any tokenizer makes of English."""
+    return max((len(prompt.text) for prompt in prompts), default=0) // 2
 
 
 def _draft_length(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 def parse_device(name: str) -> torch.device:
@@ -53,6 +55,54 @@ def head_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     if device.type == "cpu" and dtype == torch.float32 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return torch.bfloat16
     return dtype
+
+
+def has_int8_kernel(device: torch.device) -> bool:
+    """Whether products with int8 weights are faster than with the target's own.
+
+    torch 2.13 has `_weight_int8pack_mm` for CUDA too, but widens everything to float32 there and is no fast kernel.
+    """
+    return device.type == "cpu"
+
+
+def compile_mode(device: torch.device) -> str:
+    """torch.compile's mode: CUDA graphs on a GPU, plain kernels on a CPU.
+
+    Raises:
+        ValueError: what compiles for the device is missing.
+    """
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise ValueError("--compile on a GPU needs triton, which is not usable here; leave --compile out")
+        return "reduce-overhead"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ValueError(
+            "--compile on a CPU needs a C++ compiler, there is none here; install g++, or leave --compile out"
+        ) from error
+    return "default"
+
+
+def begin_replay(device: torch.device) -> None:
+    """Tell torch that outputs of compiled forwards so far are read no more; only CUDA graphs ask for it."""
+    if device.type == "cuda":
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def warms_up(device: torch.device) -> bool:
+    """Whether the first run of every shape is slow: kernels are loaded and chosen then."""
+    return device.type == "cuda"
+
+
+def to_device(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """[n] int64 from the host, without waiting for the device: `torch.tensor(numbers, device=...)` would wait."""
+    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
 
 
 def free_bytes(device: torch.device) -> int:

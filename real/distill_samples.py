@@ -52,6 +52,7 @@ class Turns:
         encode = _encoder(tokenizer)
         if not tokenizer.chat_template:
             start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else encode("\n")
+            start = start or [tokenizer.eos_token_id]  # a tokenizer that splits at whitespace drops a line break
             return cls(tuple(start), (), tuple(start))
         marks = ("\x01user\x01", "\x01answer\x01", "\x01again\x01")
         messages = [

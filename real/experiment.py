@@ -22,6 +22,8 @@ import pandas as pd
 import torch
 
 from real.architecture_costs import architecture_report
+from real.compiled import CompiledDecoder, uncompiled
+from real.devices import warms_up
 from real.loading import Target, load_draft
 from real.measure import Configuration, measure_prompts, time_forwards
 from real.prompt_sets import Prompt, choose
@@ -102,7 +104,8 @@ Progress = Callable[[str, int, int, str], None]
 def run(target: Target, prompts: list[Prompt], plan: Plan, folder: Path, resume: bool, progress: Progress) -> None:
     """Time forwards, run the calibration prompts, then the evaluation prompts, into a run folder.
 
-    Writes `forwards.parquet`, `rounds.parquet` (after every prompt) and `run.json`.
+    Writes `forwards.parquet`, `rounds.parquet` (after every prompt) and `run.json`. On a GPU, or where forwards are
+    compiled, one sweep and one prompt come first, unrecorded.
 
     Raises:
         ValueError: the folder already holds a run and `resume` is not set, or holds a run made with other settings.
@@ -115,24 +118,31 @@ def run(target: Target, prompts: list[Prompt], plan: Plan, folder: Path, resume:
     used = {phase: [prompt.id for prompt in chosen] for phase, chosen in phases.items()}
     _open_folder(folder, describe(target, names, asdict(plan) | {"prompts": used}, plan.seed), resume)
     drafts = {draft.name: load_draft(draft.name, target, plan.settings) for draft in plan.drafts}
-    if not (folder / FORWARDS).exists():
-        sweeps = []
-        timings = time_forwards(
-            target,
-            list(drafts.values()),
-            new_tokens=plan.new_tokens,
-            contexts=plan.contexts,
-            repeats=plan.repeats,
-            seed=plan.seed,
-        )
-        for sweep in timings:
-            sweeps.append(sweep)
-            progress("time forwards", len(sweeps), plan.repeats, f"sweep {len(sweeps)}")
-        write_forwards(pd.concat(sweeps, ignore_index=True), folder / FORWARDS)
+    sweep = partial(
+        time_forwards, target, list(drafts.values()), new_tokens=plan.new_tokens, contexts=plan.contexts, seed=plan.seed
+    )
     configurations = {
         "calibration": [Configuration(drafts[d.name], d.calibration_gamma) for d in plan.drafts],
         "evaluation": [Configuration(drafts[d.name], gamma) for d in plan.drafts for gamma in d.evaluation_gammas],
     }
+    if warms_up(target.decoder.device) or isinstance(target.decoder, CompiledDecoder):
+        progress("warm up", 0, 1, "")
+        longest = max((prompt for chosen in phases.values() for prompt in chosen), key=lambda prompt: len(prompt.text))
+        list(sweep(repeats=1))
+        measure_prompts(
+            target,
+            [longest],
+            [Configuration(None, 0), *configurations["calibration"], *configurations["evaluation"]],
+            max_new_tokens=plan.max_new_tokens,
+            settings=plan.settings,
+            seed=plan.seed,
+        )
+    if not (folder / FORWARDS).exists():
+        sweeps = []
+        for timed in sweep(repeats=plan.repeats):
+            sweeps.append(timed)
+            progress("time forwards", len(sweeps), plan.repeats, f"sweep {len(sweeps)}")
+        write_forwards(pd.concat(sweeps, ignore_index=True), folder / FORWARDS)
     measured = read_rounds(folder / ROUNDS) if (folder / ROUNDS).exists() else pd.DataFrame()
     for phase, chosen in phases.items():
         for index, prompt in enumerate(chosen):
@@ -189,7 +199,7 @@ def measure(
     decode(prompts[:batch])
     progress("time forwards", 0, 1, "")
     widths = sorted({1, 2, 4, 8, 1 + configuration.longest})
-    report = architecture_report(target.decoder, widths, context=128, repeats=3, seed=seed)
+    report = architecture_report(uncompiled(target.decoder), widths, context=128, repeats=3, seed=seed)
     write_json(report, folder / ARCHITECTURE)
     tables: list[pd.DataFrame] = []
     for first in range(0, len(prompts), batch):
@@ -202,6 +212,8 @@ def measure(
 
 def describe(target: Target, drafts: tuple[str, ...], settings: dict[str, Any], seed: int) -> RunMetadata:
     """Everything needed to make a run again."""
+    if isinstance(target.decoder, CompiledDecoder):
+        settings = settings | {"compiled": True}
     return RunMetadata(
         source="real",
         seed=seed,

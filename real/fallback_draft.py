@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from real.cache import KVCache
-from real.draft_models import Draft, KeepDrafting, Proposal
 from real.lookup_drafts import PromptLookupDraft, SuffixDraft
+from real.proposals import Draft, KeepDrafting, Proposal
 from real.requests import Batch
 from real.rows import one_hot
 from sim.trees import TokenTree

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from real import baseline_autoregressive, optimized_speculative
-from real.draft_models import Draft
 from real.loading import Target
+from real.proposals import Draft
 from real.requests import prefill
 from real.sampling import SamplingSettings
 

@@ -34,11 +34,12 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from real.decoder import Decoder, TransformersDecoder
-from real.draft_models import NAMES, Draft, ModelDraft, make_draft
+from real.draft_models import NAMES, ModelDraft, make_draft
 from real.draft_sources import OwnCache
 from real.llama_decoder import LlamaDecoder, unsupported
 from real.loading import DRAFT_NAMES, check_vocabulary
 from real.optimized_speculative import DraftLength, Rule, as_controller, decode
+from real.proposals import Draft
 from real.requests import Step
 from real.sampling import SamplingSettings
 

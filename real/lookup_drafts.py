@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from real.cache import KVCache
+from real.proposals import KeepDrafting, Proposal
+from real.requests import Batch
 from sim.trees import TokenTree
-
-if TYPE_CHECKING:
-    from real.draft_models import KeepDrafting, Proposal
-    from real.requests import Batch
 
 
 class PromptLookupDraft:
@@ -211,8 +208,6 @@ def merge(chains: Sequence[Sequence[int]], size: int) -> Found:
 
 def tree_proposal(found: Sequence[Found], batch: Batch) -> Proposal:
     """Put each row's tree into breadth-first order, siblings together, and pad the tokens."""
-    from real.draft_models import Proposal
-
     trees, rows = [], []
     for parents, tokens in found:
         children: dict[int, list[int]] = {}
@@ -229,8 +224,6 @@ def tree_proposal(found: Sequence[Found], batch: Batch) -> Proposal:
 
 def chain_proposal(chains: Sequence[Sequence[int]], batch: Batch) -> Proposal:
     """Pad each row's chain."""
-    from real.draft_models import Proposal
-
     return Proposal(padded(chains, batch), None)
 
 

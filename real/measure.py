@@ -21,10 +21,11 @@ from torch import Tensor
 
 from real import baseline_autoregressive, optimized_speculative
 from real.decoder import Decoder
-from real.draft_models import Draft, ModelDraft
+from real.draft_models import ModelDraft
 from real.loading import Target
 from real.optimized_speculative import DraftLength, Rule, as_controller
 from real.prompt_sets import Prompt
+from real.proposals import Draft
 from real.requests import Batch, Generation, Round, Step, prefill
 from real.sampling import SamplingSettings, probabilities
 from real.timing import Stopwatch

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from real.cache import KVCache
 from real.decoder import Decoder
-from real.draft_models import Draft, Proposal
+from real.proposals import Draft, Proposal
 from real.requests import Batch, Generation, OnTokens, Round, Step, check_limits, collect, prepare_cache
 from real.sampling import SamplingSettings, probabilities
 from real.tensor_parallel import same_number_on_all_ranks

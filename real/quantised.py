@@ -13,7 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from real.compiled import uncompiled
 from real.decoder import Decoder
+from real.devices import has_int8_kernel
 from real.llama_decoder import Layer, Linear, LlamaDecoder, Projection
 
 
@@ -35,10 +37,16 @@ def quantise(target: Decoder) -> LlamaDecoder:
     """The same model with every projection, the output head too, in int8; the embedding is shared.
 
     Raises:
-        ValueError: the target is not a `LlamaDecoder`.
+        ValueError: the target is not a `LlamaDecoder`, or lies on a device without a fast int8 kernel.
     """
+    target = uncompiled(target)
     if not isinstance(target, LlamaDecoder):
         raise ValueError("an int8 copy needs a Llama-shaped target, whose projections this project runs itself")
+    if not has_int8_kernel(target.device):
+        raise ValueError(
+            f"an int8 copy needs a CPU, whose int8 kernel is faster than the target's own; the target is on "
+            f"{target.device}; use early-exit:L, a lookup or a smaller model there"
+        )
 
     def after(norm: Tensor | None, weight: Tensor) -> Linear:
         """A projection that reads `hidden / |hidden|` instead of the norm's output."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from real.cache import KVCache
 from real.decoder import Decoder
 from real.draft_sources import last_of
+from real.llama_decoder import LlamaDecoder
 from real.requests import Batch
 from real.tree_attention import Tail
 
@@ -46,7 +47,10 @@ class TranslatedSource:
     def start(self, batch: Batch, target_cache: KVCache) -> None:
         """See `LogitSource.start`."""
         self.read: list[list[int]] = [[] for _ in range(batch.rows)]
-        self.cache = self.decoder.new_cache(4 * batch.token_ids.shape[1], batch.rows)
+        capacity = 4 * batch.token_ids.shape[1]  # a token of the target's may take several of the draft's
+        own = self.decoder
+        most = len(own.cosine) if isinstance(own, LlamaDecoder) else getattr(own, "attended", None)
+        self.cache = own.new_cache(min(capacity, most or capacity), batch.rows)
 
     def catch_up(self, batch: Batch) -> Tensor:
         """See `LogitSource.catch_up`."""

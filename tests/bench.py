@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sim.records import write_json
+from sim.records import write_atomically, write_json
 from tests import bench_losslessness, bench_real, bench_sim
 
 BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -22,6 +22,19 @@ BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
     "losslessness": bench_losslessness.bench,
     "real": bench_real.bench,
 }
+
+
+def write_readme(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """Put the table between its marks."""
+    begin, end = "<!-- bench:begin -->\n", "<!-- bench:end -->"
+    rows = ["| what | measured | asked |", "|---|---|---|"]
+    for what, row in results.items():
+        sign = "≤" if row.get("lower_is_better") else "≥"
+        asked = f"{sign} {row['target']:,.4g}" if "target" in row else ""
+        rows.append(f"| {what.replace('_', ' ')} | {row['value']:,.3g} | {asked} |")
+    before, rest = path.read_text().split(begin)
+    text = before + begin + "\n".join(rows) + "\n" + end + rest.split(end)[1]
+    write_atomically(path, lambda part: Path(part).write_text(text))
 
 
 def main() -> None:
@@ -34,6 +47,7 @@ def main() -> None:
         else:
             results |= {what: row for what, row in before.items() if row.get("part") == name}
     write_json(results, Path("bench.json"))
+    write_readme(results, Path("README.md"))
     table = Table("what", "measured", "asked", "", box=None, pad_edge=False)
     for name, row in results.items():
         lower = row.get("lower_is_better", False)

@@ -45,7 +45,7 @@ TREE_TOKENS = 8
 def bench() -> dict[str, Row]:
     """Every figure, in sections that each load what they need."""
     target = load_target(EMBEDDED, torch.device("cpu"))
-    prompts = choose(read_prompts(), "evaluation", 3)
+    prompts = choose(read_prompts(), "evaluation", 2)
     results: dict[str, Row] = {}
     for section in (own_share, against_transformers, speedups, copying, head, trees, batches):
         results |= section(target, prompts)

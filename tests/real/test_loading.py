@@ -12,8 +12,9 @@ from real import baseline_autoregressive, devices, loading, optimized_speculativ
 from real.devices import parse_device, parse_dtype
 from real.draft_models import ModelDraft
 from real.llama_decoder import LlamaDecoder
-from real.loading import EMBEDDED, check_fits, embedded_folder, load_draft, load_target
+from real.loading import EMBEDDED, embedded_folder, load_draft, load_target
 from real.lookup_drafts import PromptLookupDraft
+from real.memory import check_fits
 from real.sampling import SamplingSettings
 
 CPU = torch.device("cpu")

@@ -9,10 +9,11 @@ from transformers import LlamaForCausalLM
 
 from real import baseline_autoregressive, optimized_speculative
 from real.decoder import Decoder, TransformersDecoder
-from real.draft_models import Draft, KeepDrafting, ModelDraft, Proposal, make_draft, synthetic_draft
+from real.draft_models import ModelDraft, make_draft, synthetic_draft
 from real.draft_sources import OwnCache
 from real.llama_decoder import LlamaDecoder
 from real.lookup_drafts import PromptLookupDraft
+from real.proposals import Draft, KeepDrafting, Proposal
 from real.requests import Batch, prefill
 from real.sampling import SamplingSettings
 from real.verification import rejection_sampling

@@ -19,10 +19,11 @@ from analysis.losslessness import CheckResult, check_tokens
 from real import optimized_speculative
 from real.distilled_draft import HeadSource
 from real.distilled_head import DistilledHead, HeadShape
-from real.draft_models import Draft, ModelDraft, make_draft
+from real.draft_models import ModelDraft, make_draft
 from real.draft_sources import OwnCache
 from real.llama_decoder import LlamaDecoder
 from real.optimized_speculative import DraftLength, Rule
+from real.proposals import Draft
 from real.rows import Randomness
 from real.sampling import SamplingSettings
 from real.tree_attention import Tail

@@ -18,9 +18,10 @@ from transformers import LlamaForCausalLM
 from analysis.losslessness import CheckResult, check_acceptance, check_tokens
 from real import optimized_speculative
 from real.decoder import Decoder
-from real.draft_models import KeepDrafting, ModelDraft, Proposal
+from real.draft_models import ModelDraft
 from real.draft_sources import OwnCache
 from real.llama_decoder import LlamaDecoder
+from real.proposals import KeepDrafting, Proposal
 from real.requests import Batch, Generation
 from real.sampling import SamplingSettings
 from real.verification import VerificationRule, block_verification, exact_match, typical_acceptance
