@@ -303,7 +303,7 @@ def make_plan(
     """
     if (folder / PLAN).exists():
         known = json.loads((folder / PLAN).read_text())
-        fields = {name: known[name] for name in DistillPlan.__dataclass_fields__}
+        fields = {name: known[name] for name in DistillPlan.__dataclass_fields__ if name in known}
         fields |= {name: value for name, value in (("shards", shards), ("steps", steps)) if value is not None}
         return DistillPlan(**fields | {"seed": seed})
     if shards is not None and steps is not None and minutes is None:
