@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from real.devices import to_device
 from real.tree_attention import Window
 
 
@@ -108,7 +109,7 @@ class KVCache:
         if list(slots) != list(range(base, end)):
             assert self.keys is not None
             assert self.values is not None
-            index = torch.tensor(slots, device=self.keys.device)
+            index = to_device(slots, self.keys.device)
             self.keys[:, row, :, base:end] = self.keys[:, row].index_select(2, index)
             self.values[:, row, :, base:end] = self.values[:, row].index_select(2, index)
             if self.features is not None:
@@ -119,7 +120,7 @@ class KVCache:
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop every other row: requests that have ended."""
         if self.keys is not None and self.values is not None:
-            index = torch.tensor(rows, dtype=torch.long, device=self.keys.device)
+            index = to_device(rows, self.keys.device)
             self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
             if self.features is not None:
                 self.features = self.features.index_select(0, index)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from real.cache import KVCache
-from real.devices import head_dtype
+from real.devices import head_dtype, to_device
 from real.distilled_head import DistilledHead, unit
 from real.draft_sources import last_of
 from real.llama_decoder import Layer, LlamaDecoder, Projection, rotary_rows
@@ -75,7 +75,7 @@ class HeadSource:
         if len(missing) == 1:
             seen = features[:, self.known[0] : places[0]]
         else:
-            first = torch.tensor(self.known, device=features.device)[:, None]
+            first = to_device(self.known, features.device)[:, None]
             where = (first + torch.arange(max(missing), device=features.device)).clamp_max(features.shape[1] - 1)
             seen = features[torch.arange(batch.rows, device=features.device)[:, None], where]
         if self.taps != list(range(len(self.target_cache.feature_layers))):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from real.cache import KVCache
 from real.decoder import Decoder
+from real.devices import to_device
 from real.draft_sources import LogitSource, OwnCache, SharedCache
 from real.lookup_drafts import PromptLookupDraft, SuffixDraft
 from real.proposals import Draft, KeepDrafting, Proposal
@@ -92,7 +93,7 @@ class ModelDraft:
                 laws.append(self._widen(law))
             token_ids.append(self._to_target(local))
             if not all(drawing):
-                off = ~torch.tensor(drawing, device=local.device)
+                off = to_device(drawing, local.device) == 0
                 token_ids[-1] = token_ids[-1].masked_fill(off, -1)
                 if laws:
                     laws[-1] = laws[-1].masked_fill(off[:, None], 0.0)
@@ -134,7 +135,7 @@ class ModelDraft:
             else:
                 law = self.law(logits, self.settings)
                 drawn = draw_candidates(law, most, replacement, generators)
-                laws[:, torch.tensor(parents, device=laws.device) + 1] = self._widen(law)
+                laws[:, to_device(parents, laws.device) + 1] = self._widen(law)
             for index, parent in enumerate(parents):
                 for rank, child in enumerate(tree.children(parent)):
                     local[:, child] = drawn[:, index, rank]
@@ -145,9 +146,9 @@ class ModelDraft:
                 return Proposal(token_ids, laws, (tree,) * batch.rows)
             earlier = [forwarded.index(tree.parents[node]) if tree.parents[node] >= 0 else -1 for node in parents]
             forwarded += parents
-            rows = torch.tensor(parents, device=visible.device) + 1
-            columns = torch.tensor(forwarded, device=visible.device) + 1
-            depths = torch.tensor([tree.depths[node] - 1 for node in parents], device=visible.device)
+            rows = to_device(parents, visible.device) + 1
+            columns = to_device(forwarded, visible.device) + 1
+            depths = to_device([tree.depths[node] - 1 for node in parents], visible.device)
             logits = self.source.extend(local[:, parents], earlier, Tail(visible[rows][:, columns], depths))
 
     def _first(self, logits: Tensor) -> Tensor:

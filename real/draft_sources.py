@@ -10,6 +10,7 @@ from torch import Tensor
 
 from real.cache import KVCache
 from real.decoder import Decoder
+from real.devices import to_device
 from real.requests import Batch
 from real.tree_attention import Tail
 
@@ -47,7 +48,7 @@ def last_of(logits: Tensor, counts: Sequence[int]) -> Tensor:
     """[rows, vocab] logits after each row's last true token, of [rows, max(counts) or 1, vocab]."""
     if logits.shape[1] == 1:
         return logits[:, 0]
-    index = torch.tensor(counts, device=logits.device) - 1
+    index = to_device(counts, logits.device) - 1
     return logits[torch.arange(len(counts), device=logits.device), index]
 
 

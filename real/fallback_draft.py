@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from real.cache import KVCache
+from real.devices import to_device
 from real.lookup_drafts import PromptLookupDraft, SuffixDraft
 from real.proposals import Draft, KeepDrafting, Proposal
 from real.requests import Batch
@@ -68,7 +69,7 @@ class FallbackDraft:
         if not any(copied):
             return drafted
         width = max(found.shape[1], drafted.token_ids.shape[1])
-        take = torch.tensor(copied, device=found.device)[:, None]
+        take = to_device(copied, found.device)[:, None] == 1
         token_ids = torch.where(take, widened(found, width), widened(drafted.token_ids, width))
         if drafted.probs is None:
             return Proposal(token_ids, None)

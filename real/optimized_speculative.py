@@ -219,7 +219,6 @@ def verify(
 ) -> Verdicts:
     """Apply a rule to the target's logits [rows, drafted + 1, vocab]; waits for the device once, for the outcome."""
     ids = proposal.token_ids
-    drafted = [len(ids[row]) for row in range(len(ids))] if proposal.trees is None else [t.size for t in proposal.trees]
     p = logits if settings.greedy else probabilities(logits, settings)
     if table is None:
         assert not isinstance(rule, CandidateRule) or not ids.shape[1]
@@ -233,6 +232,8 @@ def verify(
             [tuple(row[:n]) for row, n in zip(chances, drafted, strict=True)],
             [list(range(1, row[-2] + 1)) for row in host], [None] * len(host),
         )  # fmt: skip
+    assert proposal.trees is not None
+    drafted = [tree.size for tree in proposal.trees]
     if settings.greedy:
         found = verify_tree_greedily(logits, ids, table)
     else:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from real.cache import KVCache
 from real.decoder import Decoder
+from real.devices import to_device
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,7 @@ class Batch:
         width, lengths = max(counts), self.lengths
         if len(counts) == 1:
             return self.token_ids[:, lengths[0] - width : lengths[0]]
-        first = torch.tensor(
-            [n - count for n, count in zip(lengths, counts, strict=True)], device=self.token_ids.device
-        )
+        first = to_device([n - count for n, count in zip(lengths, counts, strict=True)], self.token_ids.device)
         where = first[:, None] + torch.arange(width, device=self.token_ids.device)
         return self.token_ids.gather(1, where.clamp_max(self.token_ids.shape[1] - 1))
 
@@ -137,7 +136,7 @@ class Batch:
         kept = min(kept, self.wanted[row])
         known = len(self.tokens[row])
         new = tokens[:kept]
-        self.token_ids[row, known : known + kept] = torch.tensor(new, device=self.token_ids.device)
+        self.token_ids[row, known : known + kept] = to_device(new, self.token_ids.device)
         self.tokens[row] += new
         self.wanted[row] = 0 if new[-1] in self.stop_ids else self.wanted[row] - kept
         return new
@@ -150,7 +149,7 @@ class Batch:
         """Drop every other row."""
         for name in ("requests", "tokens", "wanted", "generators"):
             setattr(self, name, [getattr(self, name)[row] for row in rows])
-        self.token_ids = self.token_ids[torch.tensor(rows, dtype=torch.long, device=self.token_ids.device)]
+        self.token_ids = self.token_ids[to_device(rows, self.token_ids.device)]
 
 
 def check_prompts(prompts: Sequence[Tensor], vocab_size: int) -> None:

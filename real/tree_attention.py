@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from real.devices import to_device
+
 
 @dataclass(frozen=True)
 class Tail:
@@ -58,7 +60,7 @@ def window(lengths: Sequence[int], new: int, tail: Tail | None, device: torch.de
         if new > 1:
             mask = torch.ones(new, end, dtype=torch.bool, device=device).tril_(end - new)
         return Window(start, end, None, None, mask)
-    lengths_column = torch.tensor(lengths, device=device)[:, None]
+    lengths_column = to_device(lengths, device)[:, None]
     slots = lengths_column + torch.arange(new, device=device)
     everywhere = torch.arange(end, device=device)
     if tail is None:

@@ -112,7 +112,7 @@ def copying(target: Target, prompts: Sequence[Prompt]) -> dict[str, Row]:
 
 
 def head(target: Target, prompts: Sequence[Prompt]) -> dict[str, Row]:
-    """The distilled head: how far it agrees with the target on prompts it never saw, and the cost of a step."""
+    """The distilled head: how far it agrees with the target on prompts it never saw; what its step and int8's cost."""
     sampled, greedy = (
         of_draft(measure(target, prompts, [("distilled", 4)], settings), "distilled", 4)
         for settings in (SAMPLED, GREEDY)
@@ -126,7 +126,8 @@ def head(target: Target, prompts: Sequence[Prompt]) -> dict[str, Row]:
             for seed, prompt in enumerate(prompts)
         ]
         everywhere[settings.temperature] = float(torch.cat(parts).mean())
-    times = pd.concat(time_forwards(target, [draft], new_tokens=(1,), contexts=(128,), repeats=40, seed=0))
+    copy = load_draft("int8", target, SAMPLED)
+    times = pd.concat(time_forwards(target, [draft, copy], new_tokens=(1,), contexts=(128,), repeats=40, seed=0))
     medians = times.groupby("role")["seconds"].median()
     return {
         "distilled head: alpha at temperature 1, places reached by rounds": row(
@@ -136,6 +137,7 @@ def head(target: Target, prompts: Sequence[Prompt]) -> dict[str, Row]:
         "distilled head: greedy agreement, all places": row(everywhere[0.0], 0.45),
         "distilled head: greedy acceptance, places reached by rounds": row(greedy["alpha"], None),
         "distilled head: step over target step": row(medians["distilled"] / medians[TARGET_ROLE], 0.08, lower=True),
+        "int8 copy: step over target step": row(medians["int8"] / medians[TARGET_ROLE], None),
     }
 
 
