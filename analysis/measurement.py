@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.compare import measured
 from analysis.fit_acceptance import fit_acceptance
-from sim.records import ROUND_SECONDS, summarise
+from sim.records import ROUND_SECONDS, chain_depth, summarise
 
 
 def summarise_measurement(rounds: pd.DataFrame, seed: int = 0, resamples: int = 2000) -> dict[str, Any]:
@@ -22,7 +22,8 @@ def summarise_measurement(rounds: pd.DataFrame, seed: int = 0, resamples: int = 
 
     Returns:
         `speedup` and `block_efficiency` (tokens per round) with `_ci` by bootstrap over prompts, `alpha` with `_ci`
-        (accepted per tested token, clustered by prompt; None where nothing was drafted),
+        (accepted per tested token, clustered by prompt; of a tree, per tested depth, any sibling counting; None where
+        nothing was drafted),
         `alpha_from_probability` with `_ci` (from min(1, p/q) of the tested tokens, less noisy), `tokens_per_second` and
         `baseline_tokens_per_second` (prefill excluded), `loop_efficiency` (measured speedup over the speedup that
         the forwards' own medians and the measured block efficiency give), and the sums of `sim.records.summarise`.
@@ -36,7 +37,7 @@ def summarise_measurement(rounds: pd.DataFrame, seed: int = 0, resamples: int = 
         raise ValueError(f"expected rounds of one draft at one draft length, got {kinds.to_dict(orient='records')}")
     together = measured(rounds.assign(category="all"), seed, resamples).iloc[0]
     tested = bool(np.minimum(own["drafted"], own["emitted"]).sum())
-    acceptance = fit_acceptance(own) if tested else None
+    acceptance = fit_acceptance(own.assign(drafted=chain_depth(own))) if tested else None
     alpha = acceptance.alpha if acceptance else None
     smooth = acceptance.alpha_from_probability if acceptance else None
     tau = float(together["block_efficiency"])

@@ -22,6 +22,7 @@ from sim.records import (
     write_metadata,
     write_rounds,
 )
+from sim.tree_search import tree_acceptance
 
 
 def three_rounds(**changes: Any) -> dict[str, Any]:
@@ -202,3 +203,39 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
 
 def test_every_required_column_says_what_it_is() -> None:
     assert all(column.meaning and column.dtype for column in REQUIRED.values())
+
+
+def tree_rounds() -> pd.DataFrame:
+    """Three rounds of a tree with nine nodes and depth two: accepted 2, 1 and 0 tokens."""
+    return make_rounds(
+        request_id="a", round_index=[0, 1, 2], batch=1, context=[5, 8, 10], gamma=9, drafted=9, accepted=[2, 1, 0],
+        emitted=[3, 2, 1], cut=False, start_seconds=[0.0, 1.0, 2.0], draft_seconds=0.1, verify_seconds=0.5,
+        other_seconds=0.0, depth=2, accepted_ranks=[[0, 1], [2, -1], [-1]],
+    )  # fmt: skip
+
+
+def test_a_tree_is_summarised_by_its_depth_and_not_by_its_size() -> None:
+    summary = summarise(tree_rounds())
+    assert summary["marginal_acceptance"] == pytest.approx([2 / 3, 1 / 3])
+    assert summary["conditional_acceptance"] == pytest.approx([2 / 3, 1 / 2])
+    assert summary["block_efficiency"] == pytest.approx(1 + 2 / 3 + 1 / 3)
+
+
+def test_more_accepted_than_the_tree_is_deep_is_refused() -> None:
+    with pytest.raises(ValueError, match="accepted <= depth <= drafted"):
+        check_rounds(tree_rounds().assign(depth=1))
+
+
+def test_ranks_of_a_tree_survive_both_formats(tmp_path: Path) -> None:
+    for name in ("rounds.parquet", "rounds.jsonl"):
+        write_rounds(tree_rounds(), tmp_path / name)
+        ranks = [list(row) for row in read_rounds(tmp_path / name)["accepted_ranks"]]
+        assert ranks == [[0, 1], [2, -1], [-1]]
+
+
+def test_acceptance_by_rank_is_read_from_the_rounds() -> None:
+    """At the root ranks 0, 2 and none of three siblings; below it rank 1 and none of two."""
+    table = tree_acceptance(tree_rounds())
+    assert table.tested.tolist() == [[3, 2, 2], [2, 2, 0]]
+    with pytest.raises(ValueError, match="hold no trees"):
+        tree_acceptance(tree_rounds().drop(columns="accepted_ranks"))
