@@ -172,11 +172,11 @@ def measure(
     """
     from analysis.measurement import summarise_measurement
     from real import experiment
+    from real.candidate_verification import rule_named
     from real.loading import load_draft
     from real.measure import Configuration
     from real.prompt_sets import first_of_each, read_prompts
     from real.tensor_parallel import world
-    from real.verification import rule_named
 
     settings = _settings(temperature, top_k, top_p, min_p)
     chosen = first_of_each(read_prompts(prompts), limit)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from real.cache import KVCache
+from real.candidate_verification import draw_candidates
 from real.decoder import Decoder
 from real.devices import to_device
 from real.draft_sources import LogitSource, OwnCache, SharedCache
@@ -23,7 +24,6 @@ from real.requests import Batch
 from real.rows import invert, uniforms
 from real.sampling import SamplingSettings, probabilities
 from real.tree_attention import Tail
-from real.verification import draw_candidates
 from sim.trees import TokenTree
 
 

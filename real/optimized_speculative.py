@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from real.cache import KVCache
+from real.candidate_verification import CandidateRule, without_replacement
 from real.decoder import Decoder
 from real.proposals import Draft, Proposal
 from real.requests import Batch, Generation, OnTokens, Round, Step, check_limits, collect, prepare_cache
@@ -25,7 +26,7 @@ from real.tensor_parallel import same_number_on_all_ranks
 from real.timing import Stopwatch
 from real.tree_attention import Tail
 from real.tree_verification import TreeTable, verify_tree, verify_tree_greedily
-from real.verification import CandidateRule, VerificationRule, greedy, rejection_sampling, without_replacement
+from real.verification import VerificationRule, greedy, rejection_sampling
 from sim.controllers import Controller, FixedGamma, RoundOutcome
 from sim.trees import TokenTree
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from real.candidate_verification import CandidateRule
 from real.rows import check_rows, uniforms
-from real.verification import CandidateRule
 from sim.trees import TokenTree
 
 

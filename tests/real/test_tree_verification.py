@@ -11,9 +11,15 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
+from real.candidate_verification import (
+    CANDIDATE_RULES,
+    CandidateRule,
+    draw_candidates,
+    multi_round,
+    without_replacement,
+)
 from real.rows import draw
 from real.tree_verification import TreeTable, TreeVerdict, verify_tree, verify_tree_greedily
-from real.verification import CANDIDATE_RULES, CandidateRule, draw_candidates, multi_round, without_replacement
 from sim.trees import TokenTree
 
 VOCAB, DEPTH = 4, 3

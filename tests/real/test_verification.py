@@ -21,14 +21,12 @@ from analysis.losslessness.acceptance_rates import (
     without_replacement_alpha,
 )
 from analysis.losslessness.rules import RULES as NUMPY_RULES
+from real.candidate_verification import CANDIDATE_RULES, candidate_law, draw_candidates
+from real.rows import draw
 from real.verification import (
-    CANDIDATE_RULES,
     RULES,
     ChainRule,
     block_verification,
-    candidate_law,
-    draw,
-    draw_candidates,
     exact_match,
     greedy,
     lenient,

@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 
 from analysis.losslessness import CheckResult, check_tokens
 from real import optimized_speculative
+from real.candidate_verification import multi_round, without_replacement
 from real.distilled_draft import HeadSource
 from real.distilled_head import DistilledHead, HeadShape
 from real.draft_models import ModelDraft, make_draft
@@ -27,14 +28,7 @@ from real.proposals import Draft
 from real.rows import Randomness
 from real.sampling import SamplingSettings
 from real.tree_attention import Tail
-from real.verification import (
-    Verdict,
-    block_verification,
-    exact_match,
-    multi_round,
-    rejection_sampling,
-    without_replacement,
-)
+from real.verification import Verdict, block_verification, exact_match, rejection_sampling
 from sim.trees import TokenTree
 from tests.statistical.test_full_loop import PROMPT, VOCAB, laws, target_and_draft
 

@@ -9,6 +9,7 @@ from analysis.losslessness.evidence import log_e_value
 from analysis.losslessness.tables import Table
 from real import optimized_speculative
 from real.draft_models import ModelDraft
+from real.draft_sources import OwnCache
 from real.llama_decoder import LlamaDecoder
 from tests.statistical.test_full_loop import PROMPT, SETTINGS, VOCAB, laws, target_and_draft
 
@@ -17,7 +18,7 @@ def test_texts_of_neighbouring_seeds_are_independent() -> None:
     target, other = target_and_draft(layers=1)
     decoder, draft = (
         LlamaDecoder.from_transformers(target),
-        ModelDraft(LlamaDecoder.from_transformers(other), SETTINGS, "d"),
+        ModelDraft(OwnCache(LlamaDecoder.from_transformers(other)), SETTINGS, "d"),
     )
     first = np.array(
         [
