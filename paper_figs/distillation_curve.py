@@ -31,7 +31,7 @@ def draw(curve: pd.DataFrame, unique_positions: int, out_dir: Path, caption: str
         for name, marker, colour in zip(names, MARKERS, palette(len(names)), strict=False):
             place = name.removeprefix("alpha_")
             axes.plot(
-                curve["positions"],
+                curve["positions"] / 1e6,
                 curve[name],
                 marker=marker,
                 markersize=2.5,
@@ -39,17 +39,17 @@ def draw(curve: pd.DataFrame, unique_positions: int, out_dir: Path, caption: str
                 color=colour,
                 label=f"drafted token {place}",
             )
-        axes.axvline(unique_positions, color="#444444", linewidth=0.6, linestyle="--")
+        axes.axvline(unique_positions / 1e6, color="#444444", linewidth=0.6, linestyle="--")
         axes.annotate(
             "every sample\nseen once",
-            (unique_positions, axes.get_ylim()[0]),
+            (unique_positions / 1e6, axes.get_ylim()[0]),
             xytext=(-3, 3),
             textcoords="offset points",
             fontsize=6,
             ha="right",
         )
-        axes.set_xscale("log")
-        axes.set(xlabel="Training positions seen [tokens]", ylabel="Acceptance rate α on held-out samples")
+        axes.set(xlabel="Training positions seen [millions of tokens]", ylabel="Acceptance rate α, held out")
+        axes.set_xlim(left=0)
         axes.legend(loc="best")
         figure.supxlabel("\n".join(wrap(caption, 78)), fontsize=5.5)
         return save(figure, curve, out_dir, NAME, caption)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from real import baseline_autoregressive, optimized_speculative
-from real.draft_models import synthetic_draft
-from real.loading import Target, load_draft
+from real.draft_models import ModelDraft, synthetic_draft
+from real.loading import EMBEDDED_HEAD, Target, load_draft
+from real.measure import overlaps
 from real.prompt_sets import first_of_each, read_prompts
 from real.sampling import SamplingSettings
 
@@ -18,7 +19,9 @@ NEAR_TIE = 1e-3
 
 
 @pytest.mark.pair
-@pytest.mark.parametrize("name", ["early-exit:24", "prompt-lookup", "synthetic:0.8"])
+@pytest.mark.parametrize(
+    "name", ["early-exit:24", "prompt-lookup", "synthetic:0.8", "int8", "distilled", "suffix", "suffix+int8"]
+)
 def test_greedy_output_is_the_baseline_s_up_to_near_ties(pair: Target, name: str) -> None:
     draft = load_draft(name, pair, GREEDY)
     for prompt in first_of_each(read_prompts(), 1):
@@ -46,3 +49,16 @@ def test_the_synthetic_draft_keeps_its_alpha_at_full_vocabulary(pair: Target) ->
     accepted = sum(r.accepted for r in fast.rounds)
     tested = sum(min(r.accepted + 1, r.drafted) for r in fast.rounds)
     assert abs(accepted / tested - 0.8) < 4 * (0.8 * 0.2 / tested) ** 0.5
+
+
+@pytest.mark.pair
+def test_the_committed_head_is_small_and_agrees_with_the_target(pair: Target) -> None:
+    """At six prompts it never saw; a head without training agrees at about one place in a hundred."""
+    assert (EMBEDDED_HEAD / "head.safetensors").stat().st_size <= 10_000_000
+    draft = load_draft("distilled", pair, GREEDY)
+    assert isinstance(draft, ModelDraft)
+    found = [
+        overlaps(pair, draft, pair.encode(prompt.text), max_new_tokens=24, settings=GREEDY, seed=0)
+        for prompt in first_of_each(read_prompts(), 1)
+    ]
+    assert float(torch.cat(found).mean()) > 0.25
