@@ -59,8 +59,11 @@ def pad_row(x: Tensor) -> Tensor:
 
 def row(x: Tensor, index: Tensor) -> Tensor:
     """Row `index` [...] of x [..., rows, vocab]; the row past the last is zero."""
-    where = index[..., None, None].expand(*index.shape, 1, x.shape[-1])
-    return pad_row(x).gather(-2, where).squeeze(-2)
+    last = x.shape[-2]
+    if last == 0:
+        return x.new_zeros((*index.shape, x.shape[-1]))
+    where = index.clamp_max(last - 1)[..., None, None].expand(*index.shape, 1, x.shape[-1])
+    return x.gather(-2, where).squeeze(-2) * (index < last)[..., None]
 
 
 def one_hot(draft_ids: Tensor, like: Tensor) -> Tensor:
@@ -93,9 +96,9 @@ def check_rows(name: str, x: Tensor, blank: Tensor | None = None) -> None:
     """
     if x.device.type != "cpu":
         return
-    total = x.sum(-1, dtype=torch.float64)
+    total = x.sum(-1)
     wanted = 1.0 if blank is None else (~blank).double()
-    bad = ~((total - wanted).abs() <= torch.finfo(x.dtype).eps ** 0.5) | (x < 0).any(-1)
+    bad = ~((total - wanted).abs() <= torch.finfo(x.dtype).eps ** 0.5) | (x.amin(-1) < 0)
     if bool(bad.any()):
         where = tuple(bad.nonzero()[0].tolist())
         raise ValueError(

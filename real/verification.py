@@ -75,9 +75,11 @@ class ChainRule:
                 since reading them would stall it).
         """
         check_shapes(p, q, draft_ids)
-        q = one_hot(draft_ids, p) if q is None else q
         check_rows("p", p)
-        check_rows("q", q, blank=draft_ids < 0)
+        if q is None:
+            q = one_hot(draft_ids, p)
+        else:
+            check_rows("q", q, blank=draft_ids < 0)
         marginals = self.marginal_acceptance(p, q, draft_ids)
         uniform = uniforms((*draft_ids.shape[:-1], 2), p.device, generator)
         accepted = (uniform[..., :1] < marginals).sum(-1)

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,14 +43,10 @@ BEST, BEST_GAMMA = "suffix+int8", 10
 TREE_TOKENS = 8
 
 
-def bench() -> dict[str, Row]:
-    """Every figure, in sections that each load what they need."""
-    target = load_target(EMBEDDED, torch.device("cpu"))
-    prompts = choose(read_prompts(), "evaluation", 2)
-    results: dict[str, Row] = {}
-    for section in (own_share, against_transformers, speedups, copying, head, trees, batches):
-        results |= section(target, prompts)
-    return results
+@cache
+def loaded() -> tuple[Target, list[Prompt]]:
+    """The embedded target, and two evaluation prompts of every category."""
+    return load_target(EMBEDDED, torch.device("cpu")), choose(read_prompts(), "evaluation", 2)
 
 
 def measure(
@@ -179,8 +176,8 @@ def batches(target: Target, prompts: Sequence[Prompt]) -> dict[str, Row]:
             begin = time.perf_counter()
             optimized_speculative.generate_batch(target.decoder, draft, ids, gamma=gamma, cache=caches[0], **limits)
             together = time.perf_counter()
-            for one, cache in zip(ids, caches[1:], strict=True):
-                optimized_speculative.generate(target.decoder, draft, one, gamma=gamma, cache=cache, **limits)
+            for one, own in zip(ids, caches[1:], strict=True):
+                optimized_speculative.generate(target.decoder, draft, one, gamma=gamma, cache=own, **limits)
             ratios.append((time.perf_counter() - together) / (together - begin))
         results[f"tokens/s of batch 4 over 4 runs of batch 1, {name} at gamma {gamma}"] = row(
             statistics.median(ratios), 1.5
@@ -267,11 +264,11 @@ def own_share(target: Target, prompts: Sequence[Prompt]) -> dict[str, Row]:
     for repeat in range(5):
         ids = target.encode(prompts[repeat].text)
         for (name, temperature), draft in drafts.items():
-            cache = prefill(target.decoder, [ids], len(ids) + 48)
+            own_cache = prefill(target.decoder, [ids], len(ids) + 48)
             clocked.seconds[0] = 0.0
             generation = optimized_speculative.generate(
                 clocked, draft, ids, gamma=4, max_new_tokens=40, settings=SamplingSettings(temperature), seed=repeat,
-                cache=cache,
+                cache=own_cache,
             )  # fmt: skip
             rounds = sum(r.draft_seconds + r.verify_seconds + r.other_seconds for r in generation.rounds)
             own[name, temperature].append(1 - clocked.seconds[0] / rounds)
@@ -296,3 +293,11 @@ def row(value: float | None, target: float | None, lower: bool = False) -> Row:
     if target is not None:
         found["target"] = target
     return found | ({"lower_is_better": True} if lower else {})
+
+
+SECTIONS = (own_share, against_transformers, speedups, copying, head, trees, batches)
+
+
+def benches() -> dict[str, Callable[[], dict[str, Row]]]:
+    """The sections by name."""
+    return {f"real-{section.__name__}": lambda section=section: section(*loaded()) for section in SECTIONS}
