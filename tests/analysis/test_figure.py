@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from paper_figs import distillation_curve
 from paper_figs.predicted_vs_measured import draw
 from paper_figs.style import COLUMN_INCHES, palette
 
@@ -56,3 +57,10 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, comparison: pd.DataFram
     with pytest.raises(ValueError, match="8 drafts can be told apart in one figure, got 9"):
         draw(crowd, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_distillation_curve_is_written_with_its_data(tmp_path: Path) -> None:
+    curve = pd.DataFrame({"positions": [1000, 2000], "alpha_1": [0.2, 0.3], "alpha_2": [0.1, 0.2]})
+    paths = distillation_curve.draw(curve, 1500, tmp_path, "Synthetic run.")
+    assert paths["png"].read_bytes().startswith(PNG_SIGNATURE)
+    pd.testing.assert_frame_equal(pd.read_csv(paths["csv"]), curve)
