@@ -5,6 +5,7 @@ Prompts are the evaluation half of the embedded set, which no draft was trained 
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -223,6 +224,46 @@ def against_transformers(target: Target, prompts: Sequence[Prompt]) -> dict[str,
     return results
 
 
+def against_flashspec(target: Target, prompts: Sequence[Prompt]) -> dict[str, Row]:
+    """Our loop against the package flashspec with the same drafts and gamma, where it is installed (extra `peers`)."""
+    if importlib.util.find_spec("flashspec") is None:
+        return {}
+    from flashspec import BanditConfig, FlashSpecConfig, SamplingConfig, SpeculativeEngine
+    from flashspec.engine import HuggingFaceDrafter, NgramDrafter, TargetModel
+    from transformers import AutoModelForCausalLM
+
+    cpu, dtype = torch.device("cpu"), torch.float32
+    model = AutoModelForCausalLM.from_pretrained(embedded_folder(), dtype=dtype).eval()
+    shallow = AutoModelForCausalLM.from_pretrained(embedded_folder(), dtype=dtype, num_hidden_layers=24).eval()
+    config = FlashSpecConfig(
+        device="cpu",
+        compile=False,
+        drafter_strategy="bandit",
+        bandit=BanditConfig(n_arms=1),
+        sampling=SamplingConfig(temperature=0.0, gamma=3),
+        eos_token_ids=[],
+    )
+    theirs = TargetModel("target", cpu, dtype, model=model)
+    pairs = {
+        "prompt lookup": (load_draft("prompt-lookup", target, GREEDY), NgramDrafter()),
+        "24 layers as a model": (
+            ModelDraft(OwnCache(LlamaDecoder.from_transformers(shallow)), GREEDY, "24 layers"),
+            HuggingFaceDrafter("24 layers", cpu, dtype, model=shallow),
+        ),
+    }
+    limits: dict[str, Any] = {"max_new_tokens": 40, "settings": GREEDY}
+    results: dict[str, Row] = {}
+    for name, (draft, drafter) in pairs.items():
+        engine = SpeculativeEngine(config, [drafter], theirs)
+        ratios = []
+        for prompt in [prompts[0], *prompts[:6]]:
+            ids = target.encode(prompt.text)
+            own = seconds(optimized_speculative.generate, target.decoder, draft, ids, gamma=3, **limits)
+            ratios.append(seconds(engine.generate, ids[None], max_new_tokens=40) / own)
+        results[f"tokens/s over flashspec, {name}, gamma 3"] = row(statistics.median(ratios[1:]), 1.5)
+    return results
+
+
 def generate_with_transformers(model: Any, ids: Tensor, **options: Any) -> None:
     """40 greedy tokens, no fewer."""
     model.generate(ids[None], max_new_tokens=40, min_new_tokens=40, do_sample=False, pad_token_id=2, **options)
@@ -295,7 +336,7 @@ def row(value: float | None, target: float | None, lower: bool = False) -> Row:
     return found | ({"lower_is_better": True} if lower else {})
 
 
-SECTIONS = (own_share, against_transformers, speedups, copying, head, trees, batches)
+SECTIONS = (own_share, against_transformers, against_flashspec, speedups, copying, head, trees, batches)
 
 
 def benches() -> dict[str, Callable[[], dict[str, Row]]]:
