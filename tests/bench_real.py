@@ -1,6 +1,6 @@
 """Speed of the real implementation on the embedded pair; every figure is a ratio of turns taken in one run.
 
-Prompts are the evaluation half of the embedded set, which no draft was trained or tuned on.
+Prompts are the evaluation half of the embedded set, on which no draft was trained.
 """
 
 from __future__ import annotations
