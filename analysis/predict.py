@@ -19,7 +19,8 @@ from analysis.fit import Calibration, DraftFit, stream
 from analysis.fit_latency import Array, FittedLatency, Index
 from sim.acceptance import Draws
 from sim.records import check_rounds
-from sim.scenario import Rounds, Scenario, plan_rounds
+from sim.rounds import Rounds, plan_rounds
+from sim.scenario import Scenario
 
 DESIGN_COLUMNS = ("config", "draft", "gamma", "category", "prompts", "max_new_tokens", "prompt_tokens")
 

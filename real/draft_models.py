@@ -78,11 +78,12 @@ class ModelDraft:
         limits = list(limits)
         token_ids: list[Tensor] = []
         laws: list[Tensor] = []
+        all_accepted = [1.0] * batch.rows
         local = torch.empty(0)
         for place in range(max(limits)):
-            logits = self.source.extend(local[:, None])[:, 0] if place else self.source.catch_up(batch)
             if max(limits) <= place:
                 break
+            logits = self.source.extend(local[:, None])[:, 0] if place else self.source.catch_up(batch)
             drawing = [limit > place for limit in limits]
             if self.settings.greedy:
                 local = self.choose(logits, self.generators)
@@ -98,19 +99,31 @@ class ModelDraft:
                 if laws:
                     laws[-1] = laws[-1].masked_fill(off[:, None], 0.0)
             if keep_drafting is not None:
-                limits = self._stop_early(logits, place + 1, limits, keep_drafting)
+                limits, all_accepted = self._stop_early(logits, place + 1, limits, all_accepted, keep_drafting)
         if not token_ids:
             return Proposal(batch.token_ids.new_empty((batch.rows, 0)), None)
         return Proposal(torch.stack(token_ids, 1), torch.stack(laws, 1) if laws else None)
 
-    def _stop_early(self, logits: Tensor, drafted: int, limits: list[int], keep_drafting: KeepDrafting) -> list[int]:
-        """Limits after the rows that lack confidence have stopped at so many tokens; this reads the device."""
+    def _stop_early(
+        self,
+        logits: Tensor,
+        drafted: int,
+        limits: list[int],
+        all_accepted: list[float],
+        keep_drafting: KeepDrafting,
+    ) -> tuple[list[int], list[float]]:
+        """Limits after the rows that lack confidence have stopped at so many tokens; this reads the device.
+
+        Also the product of each row's confidences, this token's included.
+        """
         law = torch.softmax(logits.float(), -1) if self.settings.greedy else self.law(logits, self.settings)
         confidence, entropy = law.amax(-1).tolist(), torch.special.entr(law).sum(-1).tolist()
-        return [
-            limit if limit <= drafted or keep_drafting(sure, unsure) else drafted
-            for limit, sure, unsure in zip(limits, confidence, entropy, strict=True)
+        all_accepted = [before * sure for before, sure in zip(all_accepted, confidence, strict=True)]
+        limits = [
+            limit if limit <= drafted or keep_drafting(sure, unsure, all_sure) else drafted
+            for limit, sure, unsure, all_sure in zip(limits, confidence, entropy, all_accepted, strict=True)
         ]
+        return limits, all_accepted
 
     def propose_tree(self, batch: Batch, tree: TokenTree, replacement: bool) -> Proposal:
         """See `Draft.propose_tree`; one forward a level, over the tokens that have children."""

@@ -127,7 +127,7 @@ class SuffixDraft:
         return []
 
     def propose(self, batch: Batch, limits: Sequence[int], keep_drafting: KeepDrafting | None = None) -> Proposal:
-        """See `Draft.propose`; `keep_drafting` is asked with the score, for want of a probability."""
+        """See `Draft.propose`; `keep_drafting` is asked with the score of the chain so far, for want of a law."""
         chains = []
         for row, (tokens, limit) in enumerate(zip(batch.tokens, limits, strict=True)):
             self._count(row, tokens)
@@ -139,7 +139,7 @@ class SuffixDraft:
                 if score < self.least_score:
                     break
                 chain.append(following[0][1])
-                if keep_drafting is not None and not keep_drafting(score, 0.0):
+                if keep_drafting is not None and not keep_drafting(score, 0.0, score):
                     break
                 text = [*text[1 - self.depth :], following[0][1]]
             chains.append(chain)

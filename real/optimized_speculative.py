@@ -131,7 +131,7 @@ def decode(
     while batch.rows:
         begin = clock.mark()
         # processes of one sharded target must agree, though a controller may go by times that differ between them
-        asked = int(same_number_on_all_ranks(controller.next_gamma(), decoder.device))
+        asked = int(same_number_on_all_ranks(controller.next_gamma(batch.rows), decoder.device))
         limits = [min(asked, wanted - 1) for wanted in batch.wanted]
         if draft.feature_layers:  # what reads features has none to read after a single token
             limits = [limit if length > 1 else 0 for limit, length in zip(limits, batch.lengths, strict=True)]
@@ -160,11 +160,11 @@ def decode(
                 path = [0, *verdict.paths[row]][: len(tokens)]
                 cache.keep_slots(row, contexts[row] - 1, [contexts[row] - 1 + node for node in path])
         end = clock.mark()
-        seconds = clock.seconds(begin, end)
+        lengths = [len(tokens) for tokens in emitted]
+        controller.observe(RoundOutcome(asked, verdict.drafted, verdict.accepted, lengths, clock.seconds(begin, end)))
         steps = []
         for row, tokens in enumerate(emitted):
             drafted, accepted = verdict.drafted[row], verdict.accepted[row]
-            controller.observe(RoundOutcome(asked, drafted, accepted, len(tokens), seconds, batch.rows))
             measured = Round(
                 context=contexts[row],
                 gamma=controller.max_gamma,
@@ -270,10 +270,15 @@ def as_controller(gamma: DraftLength) -> Controller:
     """The controller behind a draft length; a tree counts as its number of tokens.
 
     Raises:
-        ValueError: nothing would be drafted.
+        ValueError: nothing would be drafted, or the controller must be told what will be accepted.
     """
     size = gamma.size if isinstance(gamma, TokenTree) else gamma
     if not isinstance(size, int):
+        if size.foresees:
+            raise ValueError(
+                f"{type(size).__name__} must be told what the target will accept, which only a simulation knows; "
+                "measure another controller"
+            )
         return size
     if size < 1:
         raise ValueError(f"gamma must be >= 1, got {size}; use baseline_autoregressive.generate to decode without")

@@ -11,14 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from real.cache import KVCache
 from real.requests import Batch
 from sim.trees import TokenTree
 
-KeepDrafting = Callable[[float, float], bool]
-"""Called as keep_drafting(confidence, entropy) after each drafted token: see `sim.controllers.Controller`."""
+KeepDrafting = Callable[[float, float, float], bool | NDArray[np.bool_]]
+"""Called as keep_drafting(confidence, entropy, all_accepted) after each drafted token of a row: see
+`sim.controllers.Controller`."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import simpy
 from scipy.special import stdtrit
 
 from sim.acceptance import IntArray
-from sim.scenario import Rounds, Scenario, plan_baseline, plan_rounds, ratio_scenario, round_table
+from sim.rounds import Rounds, plan_baseline, plan_rounds, round_table
+from sim.scenario import Scenario, ratio_scenario
 from sim.theory import FloatArray
 
 __all__ = ["Engine", "Scenario", "ratio_scenario", "run_rounds", "simulate", "simulate_speedup"]

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from sim.aiconfigurator_latency import AiconfiguratorLatency
+from sim.roofline import roofline_from_json
 from sim.theory import FloatArray, check_cost
 
 AXES = ("batch", "new_tokens", "context")
@@ -141,29 +143,31 @@ class TableLatency:
         return cell, (values - axis[cell]) / (axis[cell + 1] - axis[cell])
 
 
-def burst_seconds(latency: LatencyModel, drafted: ArrayLike, context: ArrayLike) -> FloatArray:
+def burst_seconds(latency: LatencyModel, drafted: ArrayLike, context: ArrayLike, batch: ArrayLike = 1) -> FloatArray:
     """Seconds of drafting token by token: forwards with one new token each, the i-th with i more tokens of context.
 
-    Constant and affine models have a closed form; any other is asked once per position.
+    Constant and affine models have a closed form; any other is asked once per position. Arguments broadcast.
 
     Args:
         latency: the draft's latency.
         drafted: forwards in the burst.
         context: tokens known before the burst.
+        batch: requests that draft together, each so many tokens.
     """
-    drafted, context = np.asarray(drafted), np.asarray(context)
+    drafted, context, batch = np.asarray(drafted), np.asarray(context), np.asarray(batch)
     match latency:
         case ConstantLatency(seconds) | AffineLatency(seconds, 0.0, 0.0):
             return (drafted * seconds)[()]
         case AffineLatency(fixed, per_token, 0.0):
-            return (drafted * (fixed + per_token))[()]
+            return (drafted * (fixed + batch * per_token))[()]
         case AffineLatency(fixed, per_token, per_kv_token):
-            return (drafted * (fixed + per_token + per_kv_token * (context + (drafted - 1) / 2)))[()]
-    total = np.zeros(np.broadcast_shapes(drafted.shape, context.shape))
+            mean_context = context + (drafted - 1) / 2
+            return (drafted * (fixed + batch * per_token + batch * per_kv_token * mean_context))[()]
+    total = np.zeros(np.broadcast_shapes(drafted.shape, context.shape, batch.shape))
     for i in range(int(drafted.max(initial=0))):
         reached = drafted > i
         # rounds that stopped drafting are priced at their start, which the model surely covers, and not counted
-        total += np.where(reached, latency.forward_seconds(1, 1, np.where(reached, context + i, context)), 0.0)
+        total += np.where(reached, latency.forward_seconds(batch, 1, np.where(reached, context + i, context)), 0.0)
     return total[()]
 
 
@@ -171,8 +175,10 @@ def latency_from_json(value: Mapping[str, Any]) -> LatencyModel:
     """Build a latency model from its JSON form.
 
     `{"kind": "constant", "seconds": s}`, `{"kind": "affine", "fixed_seconds": s, "seconds_per_token": s,
-    "seconds_per_kv_token": s}` or `{"kind": "table", "rows": [{"batch": n, "new_tokens": n, "context": n,
-    "seconds": s}, ...]}`; other keys are the model's own fields.
+    "seconds_per_kv_token": s}`, `{"kind": "table", "rows": [{"batch": n, "new_tokens": n, "context": n,
+    "seconds": s}, ...]}`, `{"kind": "roofline", "architecture": name, "device": name}` (`sim.roofline`) or
+    `{"kind": "aiconfigurator", "model": name, "system": name}` (`sim.aiconfigurator_latency`); other keys are the
+    model's own fields.
 
     Raises:
         ValueError: the kind is unknown, a field is missing or unknown, or the model refuses its values.
@@ -186,7 +192,12 @@ def latency_from_json(value: Mapping[str, Any]) -> LatencyModel:
                 return AffineLatency(**fields)
             case "table":
                 return TableLatency(**fields)
+            case "roofline":
+                return roofline_from_json(fields)
+            case "aiconfigurator":
+                return AiconfiguratorLatency(**fields)
             case kind:
-                raise ValueError(f"latency kind must be 'constant', 'affine' or 'table', got {kind!r}")
+                known = "'constant', 'affine', 'table', 'roofline' or 'aiconfigurator'"
+                raise ValueError(f"latency kind must be {known}, got {kind!r}")
     except TypeError as error:
         raise ValueError(f"latency {dict(value)} does not fit its kind: {error}") from error

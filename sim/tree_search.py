@@ -14,7 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from sim.latency import LatencyModel
 from sim.theory import FloatArray, check_cost
+from sim.tree_acceptance import tree_seconds
 from sim.trees import IntArray, RankAcceptance, TokenTree, check_acceptance, rank_acceptance
 
 
@@ -82,6 +84,63 @@ def best_tree_for_speed(
         size = int(np.argmax(rates))
         if rates[size] > rate:
             best, rate = solution.tree(size), float(rates[size])
+    return best, rate
+
+
+def best_tree_for_latency(
+    acceptance: ArrayLike,
+    draft: LatencyModel | None,
+    target: LatencyModel,
+    max_size: int,
+    max_depth: int,
+    *,
+    batch: int = 1,
+    context: float = 0.0,
+    overhead_seconds: float = 0.0,
+    proposal_seconds: float = 0.0,
+) -> tuple[TokenTree, float]:
+    """The tree that yields the most expected tokens per second at one batch and context.
+
+    Every draft forward is priced by the tokens that it feeds, which `best_tree_for_speed` takes to cost the same for
+    all. The candidates are the trees of most expected tokens of every size and depth; where a wide level costs more,
+    one that yields fewer tokens from narrower levels may be faster still.
+
+    Args:
+        acceptance: [depth, k] or [k], as in `expected_tokens`.
+        draft: the draft's latency; None: no draft forwards (a lookup, priced by `proposal_seconds`).
+        target: the target's latency.
+        max_size: most drafted tokens of each request.
+        max_depth: longest path.
+        batch: requests that draft and verify together.
+        context: tokens that each of them has.
+        overhead_seconds: host time of every round.
+        proposal_seconds: host time of every round that drafts.
+
+    Returns:
+        The tree, and its expected tokens per second for each request. It is empty where drafting does not pay.
+
+    Raises:
+        ValueError: a count or cost is out of range, or the table is shallower than max_depth.
+    """
+    check_count("max_size", max_size)
+    for name, cost in (("overhead_seconds", overhead_seconds), ("proposal_seconds", proposal_seconds)):
+        check_cost(name, cost)
+    table = cut_acceptance(acceptance, max_depth)
+    sizes = np.arange(max_size + 1)
+    rest = target.forward_seconds(batch, sizes + 1, context) + overhead_seconds + proposal_seconds * (sizes > 0)
+    if not rest.all():
+        raise ValueError("a round without drafts must take time, got a target and overhead of 0 seconds")
+    best, rate = TokenTree(()), float(1 / rest[0])
+    for depth in range(1, max_depth + 1):
+        solution = solve(table[:depth], max_size)
+        for size in range(1, max_size + 1):
+            if np.isneginf(solution.value[size]):
+                continue
+            tree = solution.tree(size)
+            drafting = 0.0 if draft is None else float(tree_seconds(draft, tree, context, batch))
+            found = float((1 + solution.value[size]) / (drafting + rest[size]))
+            if found > rate:
+                best, rate = tree, found
     return best, rate
 
 

@@ -48,7 +48,10 @@ def measure(
     ] = None,
     controller: Annotated[
         str,
-        typer.Option(help="Chooses the draft length: fixed, heuristic, confidence:0.4, entropy:0.3, bandit, goodput."),
+        typer.Option(
+            help="Chooses the draft length: fixed, heuristic, confidence:0.4, entropy:0.3, rejection:0.7, bandit, goodput, "
+            "off_above:8:NAME."
+        ),
     ] = "fixed",
     rule: Annotated[
         str | None, typer.Option(help="Verification rule by name; the lossless default if left out.")
@@ -151,5 +154,5 @@ def _draft_length(
         return TokenTree.parse(tree)
     if controller == "fixed":
         return gamma
-    costs = time_costs(target, draft, gamma, batch, seed) if controller == "goodput" else None
+    costs = time_costs(target, draft, gamma, batch, seed) if "goodput" in controller else None
     return parse_controller(controller, gamma, costs, seed)

@@ -30,7 +30,20 @@ from real.sampling import SamplingSettings
 from real.translated_draft import TranslatedSource
 from real.tree_attention import Tail
 from sim.acceptance import IidAcceptance
-from sim.controllers import Bandit, ConfidenceThreshold, Controller, FixedGamma, Goodput, Heuristic, parse_controller
+from sim.controllers import (
+    Bandit,
+    ConfidenceThreshold,
+    Controller,
+    Costs,
+    FixedGamma,
+    Goodput,
+    Heuristic,
+    OffAboveLoad,
+    Oracle,
+    RejectionThreshold,
+    RoundOutcome,
+    parse_controller,
+)
 from sim.engine import simulate
 from sim.latency import ConstantLatency
 from sim.scenario import Scenario
@@ -161,12 +174,13 @@ class TestSuffix:
     def test_asks_the_controller_with_the_score(self) -> None:
         asked: list[tuple[float, float]] = []
 
-        def keep(score: float, entropy: float) -> bool:
-            asked.append((score, entropy))
+        def keep(score: float, entropy: float, all_accepted: float) -> bool:
+            asked.append((score, all_accepted))
             return score > 0.45
 
         assert suffix_chain([1, 2, 3, 4, 5, 1, 2], 9, keep) == [3, 4, 5]
         assert [score for score, _ in asked] == pytest.approx([2 / 3, 1 / 2, 2 / 5])
+        assert all(score == all_accepted for score, all_accepted in asked), "a score is already the whole chain's"
 
     def test_counts_what_is_emitted_as_if_it_had_been_there_at_once(self) -> None:
         text = torch.randint(2, 6, (60,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -404,10 +418,12 @@ def every_controller() -> list[Controller]:
     return [
         FixedGamma(4),
         Heuristic(2, 6),
-        Goodput(5, 0.1, [1 + 0.05 * n for n in range(6)]),
-        Goodput(5, 9.0, [1.0] * 6),  # drafting never pays
+        Goodput(Costs(0.1, [1 + 0.05 * n for n in range(6)]), 5),
+        Goodput(Costs(9.0, [1.0] * 6), 5),  # drafting never pays
         ConfidenceThreshold(5, 0.3),
         ConfidenceThreshold(5, 0.5, "entropy"),
+        RejectionThreshold(5, 0.8),
+        OffAboveLoad(Heuristic(2, 6), 1),
         Bandit([0, 1, 3]),
         parse_controller("bandit", 4, seed=1),
         parse_controller("heuristic", 3),
@@ -521,6 +537,96 @@ def test_a_threshold_goes_by_the_law_that_a_token_was_drawn_from(
     assert len(seen) > 1
 
 
+def test_rejection_goes_by_the_product_of_confidences(target: LlamaDecoder, other_model: LlamaForCausalLM) -> None:
+    """Every row's own product, over this draft alone."""
+    draft = ModelDraft(OwnCache(LlamaDecoder.from_transformers(other_model)), SAMPLED, "other")
+    least = 0.02
+    seen: set[int] = set()
+    for seed in range(4):
+        batch = known(prompt(seed).tolist(), prompt(seed + 4).tolist())
+        draft.start(batch, target.new_cache(64, 2), [seed, seed + 4])
+        for _ in range(2):
+            proposal = draft.propose(batch, [6, 6], RejectionThreshold(6, 1 - least).keep_drafting)
+            assert proposal.probs is not None
+            for row in range(2):
+                drafted = int((proposal.token_ids[row] >= 0).sum())
+                product = proposal.probs[row, :drafted].amax(-1).cumprod(0)
+                assert product[:-1].ge(least).all()
+                assert drafted == 6 or product[-1] < least
+                seen.add(drafted)
+    assert len(seen) > 1
+
+
+def test_a_draft_that_stops_early_runs_one_forward_for_each_of_its_tokens(
+    target: LlamaDecoder, other_model: LlamaForCausalLM
+) -> None:
+    watched = Watched(LlamaDecoder.from_transformers(other_model))
+    draft = ModelDraft(OwnCache(watched), SAMPLED, "other")
+    lengths = set()
+    for seed in range(8):
+        batch = known(prompt(seed).tolist())
+        draft.start(batch, target.new_cache(64), [seed])
+        watched.fed.clear()
+        drafted = draft.propose(batch, [6], ConfidenceThreshold(6, 0.2).keep_drafting).token_ids.shape[1]
+        assert len(watched.fed) == drafted
+        lengths.add(drafted)
+    assert min(lengths) < 6
+
+
+class Listener:
+    """A fixed draft length, with a record of what it was asked and told."""
+
+    max_gamma = 3
+    stops_early = foresees = False
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.told: list[RoundOutcome] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(FixedGamma(3), name)
+
+    def next_gamma(self, batch: int = 1) -> int:
+        self.asked.append(batch)
+        return 3
+
+    def observe(self, outcome: RoundOutcome) -> None:
+        self.told.append(outcome)
+
+
+def test_a_controller_hears_of_a_batch_once_a_forward(target: LlamaDecoder) -> None:
+    listener: Any = Listener()
+    outputs = optimized_speculative.generate_batch(
+        target, make_draft("synthetic:0.6", target, SAMPLED), [prompt(0), prompt(1), prompt(2)], gamma=listener,
+        max_new_tokens=NEW, settings=SAMPLED,
+    )  # fmt: skip
+    assert listener.asked == [told.batch for told in listener.told]
+    assert listener.asked == [sum(len(output.rounds) > k for output in outputs) for k in range(len(listener.asked))]
+    assert set(listener.asked) > {3}, "requests end at different times"
+    rounds = [output.rounds[k] for k in range(len(listener.told)) for output in outputs if len(output.rounds) > k]
+    for name in ("drafted", "accepted", "emitted"):
+        told = [count for outcome in listener.told for count in getattr(outcome, name).tolist()]
+        assert told == [getattr(one, name) for one in rounds]
+
+
+@pytest.mark.parametrize(("most", "drafted"), [(2, {0}), (3, {1, 2, 3})])
+def test_a_batch_above_the_load_drafts_nothing(target: LlamaDecoder, most: int, drafted: set[int]) -> None:
+    outputs = optimized_speculative.generate_batch(
+        target, make_draft("synthetic:0.6", target, GREEDY), [prompt(0), prompt(1), prompt(2)],
+        gamma=OffAboveLoad(FixedGamma(3), most), max_new_tokens=NEW, settings=GREEDY,
+    )  # fmt: skip
+    assert {
+        one.drafted for output in outputs for one in output.rounds if one.context < len(prompt()) + NEW - 1
+    } <= drafted
+
+
+def test_an_oracle_is_not_measured(target: LlamaDecoder) -> None:
+    with pytest.raises(
+        ValueError, match="Oracle must be told what the target will accept, which only a simulation knows"
+    ):
+        controlled(target, make_draft("synthetic:0.6", target, GREEDY), Oracle(Costs(0.1, [1.0] * 4), 3))
+
+
 def test_rows_of_a_batch_stop_at_their_own_places(target: LlamaDecoder, other_model: LlamaForCausalLM) -> None:
     draft = ModelDraft(OwnCache(LlamaDecoder.from_transformers(other_model)), SAMPLED, "other")
     controller = ConfidenceThreshold(5, 0.25)
@@ -549,5 +655,5 @@ def test_a_bandit_learns_from_the_length_that_was_asked_for(target: LlamaDecoder
 
 def test_what_never_pays_is_not_drafted(target: LlamaDecoder) -> None:
     draft = make_draft("synthetic:0.9", target, GREEDY)
-    rounds = controlled(target, draft, Goodput(5, 9.0, [1.0] * 6)).rounds
+    rounds = controlled(target, draft, Goodput(Costs(9.0, [1.0] * 6), 5)).rounds
     assert [(one.gamma, one.drafted, one.emitted) for one in rounds] == [(5, 0, 1)] * NEW

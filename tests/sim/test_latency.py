@@ -103,6 +103,15 @@ def test_the_closed_form_of_a_burst_is_the_sum_of_its_forwards(latency: Any) -> 
     assert burst_seconds(latency, 3, 10) == pytest.approx(sum(latency.forward_seconds(1, 1, 10 + i) for i in range(3)))
 
 
+@pytest.mark.parametrize("latency", [ConstantLatency(0.3), AffineLatency(0.2, 0.1), AFFINE, Opaque(AFFINE)])
+def test_a_burst_of_a_batch_is_the_sum_of_its_forwards(latency: Any) -> None:
+    batch = np.array([1, 4, 64])
+    expected = [sum(latency.forward_seconds(b, 1, 10 + i) for i in range(5)) for b in (1, 4, 64)]
+    np.testing.assert_allclose(np.broadcast_to(burst_seconds(latency, 5, 10, batch), 3), expected, rtol=1e-12)
+    assert burst_seconds(latency, 5, 10, 64) == pytest.approx(expected[2], rel=1e-12)
+    assert burst_seconds(latency, 5, 10, 1) == burst_seconds(latency, 5, 10)
+
+
 def test_a_round_that_stopped_drafting_is_not_priced_beyond_the_grid() -> None:
     table = TableLatency(rows_of(AFFINE, [1], [1], [0, 12]))
     expected = burst_seconds(AFFINE, np.array([2, 5]), np.array([11, 8]))

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim import theory
-from sim.tree_search import best_tree, best_tree_for_speed
+from sim.latency import AffineLatency, ConstantLatency
+from sim.tree_acceptance import tree_seconds
+from sim.tree_search import best_tree, best_tree_for_latency, best_tree_for_speed
 from sim.trees import TokenTree, expected_tokens, rank_acceptance
 
 WIDE = TokenTree((-1, -1, -1, 0, 0, 1, 5))
@@ -306,6 +308,56 @@ def test_a_draft_that_does_not_pay_gives_the_empty_tree() -> None:
 def test_missing_verification_costs_are_named(verify: list[float]) -> None:
     with pytest.raises(ValueError, match=r"entry > 0 for each of 0 to 8 drafted tokens, got [89] entries, the least"):
         best_tree_for_speed([0.5], 0.1, verify, 8, 4)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_best_tree_for_latency_is_that_for_speed_where_width_costs_nothing(batch: int) -> None:
+    """A draft that costs the same at any width, and a target affine in the tokens of the batch."""
+    draft, target = ConstantLatency(0.07), AffineLatency(0.9, 0.02, 1e-4)
+    verify = [float(target.forward_seconds(batch, n + 1, 300)) + 0.01 for n in range(25)]
+    lookups = [seconds - 0.01 + 0.2 * (n > 0) for n, seconds in enumerate(verify)]
+    at: Any = {"target": target, "max_size": 24, "max_depth": 3, "batch": batch, "context": 300}
+    for found, expected in (
+        (
+            best_tree_for_latency(SLOW_TAIL, draft, **at, overhead_seconds=0.01),
+            best_tree_for_speed(SLOW_TAIL, 0.07, verify, 24, 3),
+        ),
+        (
+            best_tree_for_latency(SLOW_TAIL, None, **at, proposal_seconds=0.2),
+            best_tree_for_speed(SLOW_TAIL, 0.0, lookups, 24, 3),
+        ),
+    ):
+        assert found[0] == expected[0]
+        assert found[1] == pytest.approx(expected[1], rel=1e-12)
+
+
+def test_the_best_tree_for_latency_weighs_the_width_of_every_level() -> None:
+    """The fastest of the best trees of every size and depth; where width costs, not the one that ignores it."""
+    draft, target, table = AffineLatency(0.01, 0.02), AffineLatency(1.0, 0.01), [0.45, 0.25, 0.15, 0.05]
+
+    def rate(tree: TokenTree) -> float:
+        seconds = tree_seconds(draft, tree, 50.0, 2) + target.forward_seconds(2, tree.size + 1, 50)
+        return expected_tokens(tree, table) / float(seconds)
+
+    tree, found = best_tree_for_latency(table, draft, target, 20, 5, batch=2, context=50)
+    candidates = [best_tree(table, size, depth) for depth in range(1, 6) for size in range(1, 21) if size <= 4**depth]
+    assert found == pytest.approx(max(map(rate, candidates)), rel=1e-12)
+    assert found == pytest.approx(rate(tree), rel=1e-12)
+    careless, _ = best_tree_for_speed(table, 0.05, [1.0 + 0.02 * (n + 1) for n in range(21)], 20, 5)
+    assert rate(careless) < found
+
+
+def test_a_larger_batch_has_a_smaller_best_tree() -> None:
+    """Where the target reads its weights in the time of 200 tokens' arithmetic."""
+    draft, target = AffineLatency(0.05, 1e-4), AffineLatency(1.0, 0.005)
+    sizes = [
+        best_tree_for_latency([0.6, 0.15, 0.08], draft, target, 32, 8, batch=batch)[0].size for batch in (1, 8, 64, 512)
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 8
+    assert sizes[-1] == 0
+    with pytest.raises(ValueError, match="a round without drafts must take time, got a target and overhead of 0"):
+        best_tree_for_latency([0.6], draft, ConstantLatency(0.0), 4, 2)
 
 
 def test_rank_acceptance_finds_the_table_that_the_rounds_were_drawn_from() -> None:
