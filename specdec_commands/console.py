@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -23,7 +23,7 @@ def _plain(value: Any) -> Any:
     return value.tolist()
 
 
-def print_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print rows under a head: as wide as the terminal, or 160 columns into a file or pipe."""
     from rich.console import Console
     from rich.markup import escape

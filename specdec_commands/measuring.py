@@ -49,8 +49,8 @@ def measure(
     controller: Annotated[
         str,
         typer.Option(
-            help="Chooses the draft length: fixed, heuristic, confidence:0.4, entropy:0.3, rejection:0.7, bandit, goodput, "
-            "off_above:8:NAME."
+            help="Chooses the draft length: fixed, heuristic, confidence:0.4, entropy:0.3, rejection:0.7, bandit, "
+            "goodput, off_above:8:NAME."
         ),
     ] = "fixed",
     rule: Annotated[

@@ -1,0 +1,186 @@
+"""A study of one scenario file: one run or several, with and without speculation, on the same random numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sim.records import write_atomically, write_json
+from sim.replication import Progress, ReplicationResult, compare_paired, replicate, replication_seed
+from sim.scenario_files import run_scenario, serving_from_json
+from sim.scenario_parts import read_scenario
+from sim.serving import serve
+from sim.serving.results import ServingResult, as_json, measure
+
+RATIOS = {
+    "tokens_per_second": "throughput_ratio",
+    "ttft_seconds.mean": "ttft_ratio",
+    "tpot_seconds.mean": "tpot_ratio",
+    "latency_seconds.mean": "latency_ratio",
+}
+"""measures compared with those of the same server without speculation, and what the quotients are called"""
+
+
+@dataclass
+class Study:
+    """What was found, by name; `intervals` and `ratio_intervals` lack what has none."""
+
+    scenario: dict[str, Any]
+    seed: int
+    values: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    over_time: dict[str, list[float]] | None = None
+    """of a single run of a server"""
+    baseline: dict[str, float] | None = None
+    """measures without speculation"""
+    ratios: dict[str, float] = field(default_factory=dict)
+    """with speculation over without it"""
+    ratio_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    replications: int = 1
+    remarks: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every measure with its interval `_ci`."""
+        found: dict[str, Any] = {"seed": self.seed, "replications": self.replications}
+        found |= as_json(self.values, self.intervals)
+        if self.baseline is not None:
+            found |= {"baseline": as_json(self.baseline, {})} | as_json(self.ratios, self.ratio_intervals)
+        if self.over_time is not None:
+            found["over_time"] = self.over_time
+        return found | {"remarks": self.remarks}
+
+
+def run_study(
+    path: Path,
+    changes: Sequence[str] = (),
+    seed: int = 0,
+    *,
+    baseline: bool = False,
+    replications: int = 1,
+    relative_half_width: float | None = None,
+    progress: Progress | None = None,
+    out: Path | None = None,
+) -> Study:
+    """Run a scenario file.
+
+    Args:
+        path: the file.
+        changes: keys to change first, as "policy.gamma=2".
+        seed: of everything random; the runs without speculation get the same.
+        baseline: whether to run without speculation too.
+        replications: independent runs; from 2 on, intervals are over these.
+        relative_half_width: replicate until the means in RATIOS are as narrow (see `sim.replication.replicate`).
+        progress: told of each run.
+        out: folder for the request and step tables of the first run.
+
+    Raises:
+        ValueError: the scenario is not right, or a change cannot be read.
+    """
+    scenario = changed(read_scenario(path), changes)
+    plain = {key: value for key, value in scenario.items() if key != "policy"}
+    if scenario.get("kind", "serving") != "serving" and (out is not None or baseline):
+        raise ValueError(f"only a serving scenario has tables and a baseline, got kind {scenario['kind']!r}")
+    if replications == 1 and relative_half_width is None:
+        study = single_run(scenario, seed, path.parent, out)
+        if baseline:
+            study.baseline = single_run(plain, seed, path.parent, None).values
+            study.ratios = {
+                name: study.values[measured] / study.baseline[measured]
+                for measured, name in RATIOS.items()
+                if study.baseline[measured]
+            }
+            study.remarks.append("a single pair of runs gives its ratios no interval; ask for replications")
+        return study
+
+    first = single_run(scenario, replication_seed(seed, 0), path.parent, out)
+    metrics = [name for name in RATIOS if name in first.values] or list(first.values)
+
+    def replicated(one: Mapping[str, Any], count: int | None, narrow: float | None) -> ReplicationResult:
+        def run(run_seed: int) -> dict[str, float]:
+            return finite(run_scenario(one, run_seed, path.parent))
+
+        return replicate(run, count, base_seed=seed, metrics=metrics, relative_half_width=narrow, progress=progress)
+
+    count = replications if relative_half_width is None else None
+    found = replicated(scenario, count, relative_half_width)
+    return study_of(scenario, seed, found, replicated(plain, found.count, None) if baseline else None)
+
+
+def single_run(scenario: Mapping[str, Any], seed: int, folder: Path, out: Path | None) -> Study:
+    """One run, with intervals from within it."""
+    if scenario.get("kind", "serving") != "serving":
+        values = run_scenario(scenario, seed, folder)
+        return Study(dict(scenario), seed, *values_and_intervals(values))
+    serving = serving_from_json(scenario, seed, folder)
+    log = serve(serving, seed)
+    result: ServingResult = measure(serving, log, scenario.get("warm_up", "auto"))
+    if out is not None:
+        for name, table in (("requests", log.request_table()), ("steps", log.step_table())):
+            write_atomically(out / f"{name}.parquet", partial(table.to_parquet, index=False))
+        write_json({"scenario": scenario, "seed": seed}, out / "run.json")
+    over_time = {str(name): column.tolist() for name, column in result.over_time.items()}
+    return Study(dict(scenario), seed, result.values, result.intervals, over_time)
+
+
+def study_of(
+    scenario: dict[str, Any], seed: int, found: ReplicationResult, baseline: ReplicationResult | None
+) -> Study:
+    """Means over replications, and the comparison with the baseline's, pair by pair."""
+    estimates = {name: found.estimate(name) for name in found.values}
+    values = {name: one.value for name, one in estimates.items()}
+    intervals = {name: (one.lo, one.hi) for name, one in estimates.items()}
+    study = Study(scenario, seed, values, intervals, replications=found.count)
+    if not found.precise:
+        study.remarks.append(f"{found.count} replications did not make every interval as narrow as asked")
+    if baseline is not None:
+        study.baseline = {name: baseline.estimate(name).value for name in baseline.values}
+        for measured, comparison in compare_paired(found, baseline).items():
+            if comparison.ratio is not None:
+                name, ratio = RATIOS[measured], comparison.ratio
+                study.ratios[name], study.ratio_intervals[name] = ratio.value, (ratio.lo, ratio.hi)
+    return study
+
+
+def values_and_intervals(flat: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """A flat result's `_lo` and `_hi` as intervals."""
+    names = [name for name in flat if f"{name}_lo" in flat]
+    bounds = {f"{name}{end}" for name in names for end in ("_lo", "_hi")}
+    values = {name: value for name, value in flat.items() if name not in bounds}
+    return values, {name: (flat[f"{name}_lo"], flat[f"{name}_hi"]) for name in names}
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, float]:
+    """The measures that have a value; a replication that lacks one that others have is an error there."""
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
+
+
+def changed(scenario: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """A scenario with some keys changed.
+
+    Args:
+        scenario: as read.
+        changes: "key.key=value"; values are read as YAML.
+
+    Raises:
+        ValueError: a change has no "=", or leads through a key that holds no mapping.
+    """
+    result = deepcopy(dict(scenario))
+    for change in changes:
+        path, equals, text = change.partition("=")
+        *parents, key = path.split(".")
+        if not equals or not key:
+            raise ValueError(f"a change must read key.key=value, got {change!r}")
+        place: Any = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"cannot change {path}: {parent} is {place!r}, not a mapping")
+        place[key] = yaml.safe_load(text)
+    return result
