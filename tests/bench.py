@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from sim.records import write_atomically, write_json
-from tests import bench_losslessness, bench_real, bench_sim
+from tests import bench_losslessness, bench_peers_serving, bench_real, bench_serving, bench_sim
 
 BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
     "sim": bench_sim.bench,
+    "serving": bench_serving.bench,
+    "serving-against_vidur": bench_peers_serving.bench,
     "losslessness": bench_losslessness.bench,
     **bench_real.benches(),
 }

@@ -202,7 +202,7 @@ class Replica:
             asked = self._next_gamma()
             self.plan_length = 1  # what was freed may admit another after this step
         chunk, read = self._next_chunk(asked)
-        steps = self.plan_length if self.plans_ahead and not chunk.requests else 1
+        steps = self.plan_length if self.plans_ahead and not self.reading else 1
         plan = self.plan = plan_steps(self.slots, self.prices, asked, chunk, self.now, steps, bool(self.queue))
         taken = len(plan.ends) - 1
         self.listening = taken > 1 and not self.queue

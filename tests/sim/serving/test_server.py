@@ -26,6 +26,7 @@ SERVERS: dict[str, dict[str, Any]] = {
     "small batch": {"batch_limit": 8},
     "little memory": {"kv_tokens": 2_000},
     "chunked": {"prefill": Prefill("chunked", tokens=256)},
+    "small chunks": {"prefill": Prefill("chunked", tokens=24)},
     "chunked, little memory": {"prefill": Prefill("chunked", tokens=256), "kv_tokens": 2_000},
     "disaggregated": {"prefill": Prefill("disaggregated", devices=2, link=LINK, kv_bytes_per_token=1e5)},
     "disaggregated, little memory": {"prefill": Prefill("disaggregated", devices=2), "kv_tokens": 2_000},
