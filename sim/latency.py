@@ -184,6 +184,9 @@ def latency_from_json(value: Mapping[str, Any]) -> LatencyModel:
         ValueError: the kind is unknown, a field is missing or unknown, or the model refuses its values.
     """
     fields = {name: entry for name, entry in value.items() if name != "kind"}
+    quoted = [name for name, entry in fields.items() if "seconds" in name and not isinstance(entry, int | float)]
+    if quoted:
+        raise ValueError(f"latency {quoted[0]} must be a number, got {fields[quoted[0]]!r}")
     try:
         match value.get("kind"):
             case "constant":

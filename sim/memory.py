@@ -8,7 +8,7 @@ from typing import Any
 
 from sim.hardware import DTYPE_BYTES, GIB, find_device
 from sim.model_shapes import find_architecture
-from sim.scenario_parts import build
+from sim.scenario_parts import build, field_names
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,9 @@ class Memory:
 
     kv_tokens: int | None = None
     block_tokens: int = 16
-    device: str | Mapping[str, Any] | None = None
-    """a name, or an object with the fields of `sim.hardware.Device`"""
+    device: str | None = None
     gib: float | None = None
-    """memory of one device, instead of `device`"""
+    """memory of one device, instead of its name"""
     devices: int = 1
     """that share the target (tensor parallel)"""
     utilisation: float = 0.9
@@ -35,8 +34,8 @@ class Memory:
     kv_dtype: str = "bf16"
 
     def __post_init__(self) -> None:
-        if self.kv_tokens is None and (self.target is None or (self.device is None and self.gib is None)):
-            raise ValueError("memory needs kv_tokens, or target and a device (or gib); see sim/scenarios")
+        if self.kv_tokens is None and (self.target is None or (self.device is None) == (self.gib is None)):
+            raise ValueError("memory needs kv_tokens, or target and either device or gib; see sim/scenarios")
         if not 0 < self.utilisation <= 1 or self.devices < 1:
             raise ValueError(
                 f"memory needs devices >= 1 and 0 < utilisation <= 1, got {self.devices} and {self.utilisation}"
@@ -49,10 +48,7 @@ class Memory:
     @property
     def device_bytes(self) -> float:
         """Memory of one device."""
-        if self.gib is not None:
-            return self.gib * GIB
-        own = self.device["memory_bytes"] if isinstance(self.device, Mapping) else find_device(str(self.device))
-        return own if isinstance(own, int | float) else own.memory_bytes
+        return find_device(str(self.device)).memory_bytes if self.gib is None else self.gib * GIB
 
 
 def kv_tokens_from_json(value: Any, latency: Mapping[str, Any], drafts: bool) -> tuple[int | None, int]:
@@ -71,14 +67,16 @@ def kv_tokens_from_json(value: Any, latency: Mapping[str, Any], drafts: bool) ->
     if not isinstance(value, Mapping):
         raise ValueError(f"memory must be a mapping, got {value!r}")
     if value.get("kv_tokens") is not None:
-        beside = sorted(set(value) - {"kv_tokens", "block_tokens"})
+        beside = sorted(set(value) & field_names(Memory) - {"kv_tokens", "block_tokens"})
         if beside:
-            raise ValueError(f"memory takes kv_tokens, or what they follow from, not both; leave {beside} out")
-        known = {}
-    else:
-        known = roofline_memory(latency)
+            raise ValueError(f"memory has kv_tokens, so leave out what they would follow from: {', '.join(beside)}")
+        memory = build("memory", Memory, value)
+        return memory.kv_tokens, memory.block_tokens
+    known = roofline_memory(latency)
+    if {"device", "gib"} & set(value):
+        known = {key: entry for key, entry in known.items() if key not in ("device", "gib")}
     memory = build("memory", Memory, known | dict(value))
-    return (room_for_tokens(memory, drafts) if memory.kv_tokens is None else memory.kv_tokens), memory.block_tokens
+    return room_for_tokens(memory, drafts), memory.block_tokens
 
 
 def roofline_memory(latency: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,6 +87,8 @@ def roofline_memory(latency: Mapping[str, Any]) -> dict[str, Any]:
         keys = {"architecture": "target", "device": "device", "tensor_parallel": "devices"}
         keys |= {"dtype": "dtype", "cache_dtype": "kv_dtype"}
         known |= {keys[key]: target[key] for key in keys if target.get(key) is not None}
+        if isinstance(target["device"], Mapping):
+            known |= {"device": None, "gib": target["device"]["memory_bytes"] / GIB}
     if draft.get("kind") == "roofline" and latency.get("link") is None:
         known |= {"draft": draft.get("architecture"), "draft_dtype": draft.get("dtype", "bf16")}
     return known

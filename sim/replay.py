@@ -137,14 +137,14 @@ def replay(
         baseline_overhead_seconds: host time of a step without speculation; None: the same.
 
     Raises:
-        ValueError: gamma or batch is out of range, or a model refuses a forward.
+        ValueError: gamma or batch is out of range, a model refuses a forward, or a request takes no time.
     """
     if batch < 1 or batch != int(batch):
         raise ValueError(f"batch must be a whole number >= 1, got {batch}")
     overhead = check_cost("overhead_seconds", overhead_seconds)
-    plain = (
-        overhead if baseline_overhead_seconds is None else check_cost("baseline_overhead", baseline_overhead_seconds)
-    )
+    plain = overhead
+    if baseline_overhead_seconds is not None:
+        plain = check_cost("baseline_overhead_seconds", baseline_overhead_seconds)
     request, position, emitted = walk(trace, gamma)
     context = trace.prompt_tokens[request] + position
     drafting = 0.0 if draft is None or gamma == 0 else burst_seconds(draft, gamma, context, batch)
@@ -156,13 +156,11 @@ def replay(
     step_seconds = np.broadcast_to(target.forward_seconds(batch, 1, step_context) + plain, steps.shape)
     reading = prefill_seconds(target, batch, trace.prompt_tokens)
     draft_reading = 0.0 if draft is None or gamma == 0 else prefill_seconds(draft, batch, trace.prompt_tokens)
-    return ReplayedRounds(
-        request=request,
-        context=context,
-        emitted=emitted,
-        seconds=np.bincount(request, np.broadcast_to(rounds, request.shape), requests) + reading + draft_reading,
-        baseline_seconds=np.bincount(steps, step_seconds, requests) + reading,
-    )
+    seconds = np.bincount(request, np.broadcast_to(rounds, request.shape), requests) + reading + draft_reading
+    baseline_seconds = np.bincount(steps, step_seconds, requests) + reading
+    if not (seconds.all() and baseline_seconds.all()):
+        raise ValueError("every request must take time, got 0 seconds; give a target's latency > 0")
+    return ReplayedRounds(request, context, emitted, seconds, baseline_seconds)
 
 
 def prefill_seconds(latency: LatencyModel, batch: int, prompt_tokens: IntArray) -> FloatArray:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sim.controllers import Controller, FixedGamma, controller_from_json
 from sim.engine import simulate_speedup
@@ -13,18 +14,52 @@ from sim.latency import LatencyModel, latency_from_json
 from sim.latency_costs import LatencyCosts
 from sim.memory import kv_tokens_from_json
 from sim.scenario import Scenario
-from sim.scenario_parts import acceptance_from_json, build, check_keys, field_names, kind_of, read_scenario
+from sim.scenario_parts import (
+    acceptance_from_json,
+    build,
+    check_keys,
+    field_names,
+    fitting,
+    kind_of,
+    naming,
+    read_scenario,
+)
 from sim.serving import Objective, Prefill, ServingScenario, Speculation, serve
 from sim.serving.results import measure
+from sim.theory import check_cost
 from sim.trees import TokenTree
 from sim.workload import workload_from_json
 
 __all__ = ["acceptance_from_json", "read_scenario", "run_scenario", "serving_from_json", "single_from_json"]
 
-LATENCY_KEYS = {"target", "draft", "overhead_seconds", "proposal_seconds", "baseline_overhead_seconds", "link"}
 SINGLE_KEYS = {"latency", "acceptance", "policy", "rounds", "max_new_tokens", "prompt_tokens", "requests"}
 SERVING_KEYS = {"arrivals", "lengths", "requests", "trace", "latency", "acceptance", "policy", "batch_limit", "memory"}
 SERVING_KEYS |= {"prefill", "objective", "replicas", "route", "warm_up"}
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """What takes how long: a scenario's key `latency`."""
+
+    target: LatencyModel
+    draft: LatencyModel | None = None
+    """None: no draft forwards"""
+    overhead_seconds: float = 0.0
+    """host time of every round or step"""
+    proposal_seconds: float = 0.0
+    """host time of every drafting round's lookup"""
+    baseline_overhead_seconds: float | None = None
+    """host time of a step without speculation; None: overhead_seconds"""
+    link: Link | None = None
+    """between the devices of draft and target; None: they are the same devices"""
+
+    def __post_init__(self) -> None:
+        for name in ("overhead_seconds", "proposal_seconds", "baseline_overhead_seconds"):
+            if getattr(self, name) is not None:
+                check_cost(name, getattr(self, name))
+
+
+LATENCY_KEYS = field_names(Latencies)
 
 
 def run_scenario(value: Mapping[str, Any], seed: int, folder: Path | None = None) -> dict[str, Any]:
@@ -48,8 +83,8 @@ def run_scenario(value: Mapping[str, Any], seed: int, folder: Path | None = None
             del result["rounds_per_second"]  # a time on this machine, which no seed repeats
             return flat(result)
         case "serving":
-            serving = serving_from_json(value, seed, folder)
-            return dict(measure(serving, serve(serving, seed), value.get("warm_up", "auto")).values)
+            serving, warm_up = serving_from_json(value, seed, folder), warm_up_from_json(value)
+            return dict(measure(serving, serve(serving, seed), warm_up).values)
         case "remote_draft" | "pearl" | "dsi" | "edge_cloud":
             from sim.topologies import run_topology
 
@@ -82,10 +117,9 @@ def single_from_json(value: Mapping[str, Any], folder: Path | None = None) -> tu
     """
     given = {key: entry for key, entry in value.items() if key != "kind"}
     check_keys("a single scenario", given, SINGLE_KEYS)
-    latency = mapping_of(given, "latency", LATENCY_KEYS - {"link"})
-    target, draft = latency_models(latency)
-    context = float(given.get("prompt_tokens", 0))
-    policy = policy_from_json(given.get("policy"), target, draft, latency, context)
+    latency = latencies_from_json(given, LATENCY_KEYS - {"link"})
+    prompt_tokens = given.get("prompt_tokens", 0)
+    policy = policy_from_json(given.get("policy"), latency, fitting("prompt_tokens", "int", prompt_tokens))
     drafts: dict[str, Any] = {"gamma": 0}
     match policy:
         case TokenTree():
@@ -100,9 +134,10 @@ def single_from_json(value: Mapping[str, Any], folder: Path | None = None) -> tu
         tree = policy if isinstance(policy, TokenTree) else None
         drafts["acceptance"] = acceptance_from_json(given.get("acceptance"), tree, folder)
     counts = {key: given[key] for key in ("rounds", "max_new_tokens", "prompt_tokens", "requests") if key in given}
-    host = {key: latency[key] for key in ("overhead_seconds", "proposal_seconds") if key in latency}
-    scenario = Scenario(target, draft, **drafts, **counts, **host, request_devices="own")
-    return scenario, latency.get("baseline_overhead_seconds")
+    host = {"overhead_seconds": latency.overhead_seconds, "proposal_seconds": latency.proposal_seconds}
+    models = {"target": latency.target, "draft": latency.draft, "request_devices": "own"}
+    scenario = build("a single scenario", Scenario, {**models, **drafts, **counts, **host})
+    return scenario, latency.baseline_overhead_seconds
 
 
 def serving_from_json(value: Mapping[str, Any], seed: int, folder: Path | None = None) -> ServingScenario:
@@ -118,45 +153,56 @@ def serving_from_json(value: Mapping[str, Any], seed: int, folder: Path | None =
     """
     given = {key: entry for key, entry in value.items() if key != "kind"}
     check_keys("a serving scenario", given, SERVING_KEYS)
-    latency = mapping_of(given, "latency", LATENCY_KEYS - {"baseline_overhead_seconds"})
-    target, draft = latency_models(latency)
+    latency = latencies_from_json(given, LATENCY_KEYS - {"baseline_overhead_seconds"})
     workload = workload_from_json(workload_keys(given), folder).sample(seed)
     context = float((workload.prompt_tokens + workload.output_tokens / 2).mean())
-    policy = policy_from_json(given.get("policy"), target, draft, latency, context)
+    policy = policy_from_json(given.get("policy"), latency, context)
     speculation = None
     if policy is not None:
         tree = policy if isinstance(policy, TokenTree) else None
         model = acceptance_from_json(given.get("acceptance"), tree, folder)
-        link = build("latency link", Link, latency["link"]) if "link" in latency else None
-        speculation = Speculation(policy, model, draft, float(latency.get("proposal_seconds", 0.0)), link)
+        speculation = Speculation(policy, model, latency.draft, latency.proposal_seconds, latency.link)
     drafts = speculation is not None and speculation.max_gamma > 0
-    kv_tokens, block_tokens = kv_tokens_from_json(given.get("memory"), latency, drafts)
-    return ServingScenario(
-        target=target,
-        workload=workload,
-        speculation=speculation,
-        batch_limit=given.get("batch_limit", 256),
-        kv_tokens=kv_tokens,
-        block_tokens=block_tokens,
-        prefill=prefill_from_json(given.get("prefill", {})),
-        overhead_seconds=float(latency.get("overhead_seconds", 0.0)),
-        replicas=given.get("replicas", 1),
-        route=given.get("route", "round_robin"),
-        objective=build("objective", Objective, given.get("objective", {})),
-    )
+    kv_tokens, block_tokens = kv_tokens_from_json(given.get("memory"), given["latency"], drafts)
+    settings = {key: given[key] for key in ("batch_limit", "replicas", "route") if key in given} | {
+        "target": latency.target,
+        "workload": workload,
+        "speculation": speculation,
+        "kv_tokens": kv_tokens,
+        "block_tokens": block_tokens,
+        "prefill": prefill_from_json(given.get("prefill", {})),
+        "overhead_seconds": latency.overhead_seconds,
+        "objective": build("objective", Objective, given.get("objective", {})),
+    }
+    return build("a serving scenario", ServingScenario, settings)
 
 
-def latency_models(latency: Mapping[str, Any]) -> tuple[LatencyModel, LatencyModel | None]:
-    """Target and draft; no draft where the key is missing or null."""
-    if "target" not in latency:
+def warm_up_from_json(value: Mapping[str, Any]) -> int | Literal["auto"]:
+    """How many requests at its start a serving scenario does not measure (see `sim.serving.results.measure`)."""
+    given = value.get("warm_up", "auto")
+    return "auto" if given == "auto" else int(fitting("warm_up, unless it is auto,", "int", given))
+
+
+def latencies_from_json(given: Mapping[str, Any], known: set[str]) -> Latencies:
+    """Build what a scenario's key `latency` says; a draft or a link that is missing or null is none.
+
+    Args:
+        given: the scenario.
+        known: keys that `latency` may have.
+    """
+    value = dict(mapping_of(given, "latency", known))
+    if value.get("target") is None:
         raise ValueError("latency lacks target, such as {kind: affine, fixed_seconds: 0.02}")
-    draft = latency.get("draft")
-    return latency_from_json(latency["target"]), None if draft is None else latency_from_json(draft)
+    for name in ("target", "draft"):
+        if value.get(name) is not None:
+            kind_of(f"latency {name}", value[name])
+            value[name] = naming(f"latency {name}", latency_from_json, value[name])
+    if value.get("link") is not None:
+        value["link"] = build("latency link", Link, value["link"])
+    return build("latency", Latencies, value)
 
 
-def policy_from_json(
-    value: Any, target: LatencyModel, draft: LatencyModel | None, latency: Mapping[str, Any], context: float
-) -> Controller | TokenTree | None:
+def policy_from_json(value: Any, latency: Latencies, context: float) -> Controller | TokenTree | None:
     """Build a policy: a controller's mapping, `{kind: tree, tree: "3,2,1"}`, or None for no speculation.
 
     Controllers that weigh costs are told those of the scenario, at its mean context.
@@ -169,19 +215,27 @@ def policy_from_json(
         return None
     if kind == "tree":
         check_keys("policy", given, {"tree"})
-        return TokenTree.parse(str(given.get("tree")))
+        if "tree" not in given:
+            raise ValueError("policy of kind 'tree' lacks tree, such as '3,2,1'")
+        return naming("policy", TokenTree.parse, str(given["tree"]))
     longest = longest_draft(value)
     costs = None
-    if longest >= 1:
-        host = {key: float(latency.get(key, 0.0)) for key in ("overhead_seconds", "proposal_seconds")}
-        costs = LatencyCosts(draft, target, longest, context, **host)
-    return controller_from_json(value, costs)
+    if longest is not None:
+        host = latency.overhead_seconds, latency.proposal_seconds
+        costs = naming("policy", LatencyCosts, latency.draft, latency.target, longest, context, *host)
+    return naming("policy", controller_from_json, value, costs)
 
 
-def longest_draft(policy: Mapping[str, Any]) -> int:
-    """`max_gamma` of a controller that weighs costs, however deep inside; 0 for all others."""
+def longest_draft(policy: Mapping[str, Any]) -> int | None:
+    """`max_gamma` of a controller that weighs costs, however deep inside; None for all others."""
     inner = policy.get("inner")
-    return longest_draft(inner) if isinstance(inner, Mapping) else int(policy.get("max_gamma", 0))
+    if isinstance(inner, Mapping):
+        return longest_draft(inner)
+    if policy.get("kind") not in ("goodput", "oracle"):
+        return None
+    if "max_gamma" not in policy:
+        raise ValueError(f"policy of kind {policy['kind']!r} lacks max_gamma, the longest draft")
+    return int(fitting("max_gamma of policy", "int", policy["max_gamma"]))
 
 
 def workload_keys(given: Mapping[str, Any]) -> dict[str, Any]:

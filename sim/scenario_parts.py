@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
@@ -156,16 +157,29 @@ def build(name: str, make: Callable[..., Built], given: Any) -> Built:
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"{name} must be a mapping, got {given!r}")
-    parameters = inspect.signature(make).parameters
+    parameters = parameters_of(make)
     check_keys(name, given, set(parameters))
     needed = [key for key, one in parameters.items() if one.default is one.empty and key not in given]
     if needed:
         raise ValueError(f"{name} lacks {', '.join(needed)}; it takes {', '.join(parameters)}")
-    fitted = {
-        key: fitting(f"{key} of {name}", str(parameters[key].annotation), value) for key, value in given.items()
-    }
+    fitted = {key: fitting(f"{key} of {name}", str(parameters[key].annotation), value) for key, value in given.items()}
+    return naming(name, make, **fitted)
+
+
+@cache
+def parameters_of(make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """What `make` takes, by name; looked up once, for a sweep builds the same things at every point."""
+    return inspect.signature(make).parameters
+
+
+def naming(name: str, make: Callable[..., Built], /, *given: Any, **named: Any) -> Built:
+    """Call `make`, and put the name of what it makes before its errors.
+
+    Raises:
+        ValueError: `make` refuses a value.
+    """
     try:
-        return make(**fitted)
+        return make(*given, **named)
     except (TypeError, ValueError) as error:
         raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
+import numpy as np
 
 from sim.records import write_atomically, write_json
-from sim.replication import Progress, ReplicationResult, compare_paired, replicate, replication_seed
-from sim.scenario_files import run_scenario, serving_from_json
-from sim.scenario_parts import read_scenario
+from sim.replication import Progress, ReplicationResult, check_plan, compare_paired, replicate, replication_seed
+from sim.scenario_files import run_scenario, serving_from_json, warm_up_from_json
+from sim.scenario_parts import parse_yaml, read_scenario
 from sim.serving import serve
 from sim.serving.results import ServingResult, as_json, measure
+from sim.sweep_design import scenario_at
 
 RATIOS = {
     "tokens_per_second": "throughput_ratio",
@@ -76,18 +77,22 @@ def run_study(
         seed: of everything random; the runs without speculation get the same.
         baseline: whether to run without speculation too.
         replications: independent runs; from 2 on, intervals are over these.
-        relative_half_width: replicate until the means in RATIOS are as narrow (see `sim.replication.replicate`).
+        relative_half_width: instead, replicate until the means in RATIOS are as narrow, or all measures of a scenario
+            that is not a server (see `sim.replication.replicate`).
         progress: told of each run.
         out: folder for the request and step tables of the first run.
 
     Raises:
-        ValueError: the scenario is not right, or a change cannot be read.
+        ValueError: the scenario is not right, a change cannot be read, or there would be no run.
     """
+    count = None if replications == 1 and relative_half_width is not None else replications
+    if count != 1:
+        check_plan(count, relative_half_width, least=10, most=100)
     scenario = changed(read_scenario(path), changes)
     plain = {key: value for key, value in scenario.items() if key != "policy"}
     if scenario.get("kind", "serving") != "serving" and (out is not None or baseline):
         raise ValueError(f"only a serving scenario has tables and a baseline, got kind {scenario['kind']!r}")
-    if replications == 1 and relative_half_width is None:
+    if count == 1:
         study = single_run(scenario, seed, path.parent, out)
         if baseline:
             study.baseline = single_run(plain, seed, path.parent, None).values
@@ -100,15 +105,15 @@ def run_study(
         return study
 
     first = single_run(scenario, replication_seed(seed, 0), path.parent, out)
-    metrics = [name for name in RATIOS if name in first.values] or list(first.values)
+    known = [name for name, value in first.values.items() if math.isfinite(value)]
+    metrics = [name for name in RATIOS if name in known] or known
 
     def replicated(one: Mapping[str, Any], count: int | None, narrow: float | None) -> ReplicationResult:
         def run(run_seed: int) -> dict[str, float]:
-            return finite(run_scenario(one, run_seed, path.parent))
+            return values_and_intervals(run_scenario(one, run_seed, path.parent))[0]
 
         return replicate(run, count, base_seed=seed, metrics=metrics, relative_half_width=narrow, progress=progress)
 
-    count = replications if relative_half_width is None else None
     found = replicated(scenario, count, relative_half_width)
     return study_of(scenario, seed, found, replicated(plain, found.count, None) if baseline else None)
 
@@ -120,7 +125,7 @@ def single_run(scenario: Mapping[str, Any], seed: int, folder: Path, out: Path |
         return Study(dict(scenario), seed, *values_and_intervals(values))
     serving = serving_from_json(scenario, seed, folder)
     log = serve(serving, seed)
-    result: ServingResult = measure(serving, log, scenario.get("warm_up", "auto"))
+    result: ServingResult = measure(serving, log, warm_up_from_json(scenario))
     if out is not None:
         for name, table in (("requests", log.request_table()), ("steps", log.step_table())):
             write_atomically(out / f"{name}.parquet", partial(table.to_parquet, index=False))
@@ -133,14 +138,12 @@ def study_of(
     scenario: dict[str, Any], seed: int, found: ReplicationResult, baseline: ReplicationResult | None
 ) -> Study:
     """Means over replications, and the comparison with the baseline's, pair by pair."""
-    estimates = {name: found.estimate(name) for name in found.values}
-    values = {name: one.value for name, one in estimates.items()}
-    intervals = {name: (one.lo, one.hi) for name, one in estimates.items()}
+    values, intervals = means(found)
     study = Study(scenario, seed, values, intervals, replications=found.count)
     if not found.precise:
         study.remarks.append(f"{found.count} replications did not make every interval as narrow as asked")
     if baseline is not None:
-        study.baseline = {name: baseline.estimate(name).value for name in baseline.values}
+        study.baseline, _ = means(baseline)
         for measured, comparison in compare_paired(found, baseline).items():
             if comparison.ratio is not None:
                 name, ratio = RATIOS[measured], comparison.ratio
@@ -156,31 +159,31 @@ def values_and_intervals(flat: Mapping[str, Any]) -> tuple[dict[str, float], dic
     return values, {name: (flat[f"{name}_lo"], flat[f"{name}_hi"]) for name in names}
 
 
-def finite(values: Mapping[str, Any]) -> dict[str, float]:
-    """The measures that have a value; a replication that lacks one that others have is an error there."""
-    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
+def means(found: ReplicationResult) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Every measure's mean over replications and its interval; NaN without one for what some replications lack."""
+    values, intervals = dict.fromkeys(found.values, math.nan), {}
+    for name, column in found.values.items():
+        if np.isfinite(column).all():
+            one = found.estimate(name)
+            values[name], intervals[name] = one.value, (one.lo, one.hi)
+    return values, intervals
 
 
 def changed(scenario: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """A scenario with some keys changed.
+    """A scenario with some keys changed, one after the other.
 
     Args:
         scenario: as read.
-        changes: "key.key=value"; values are read as YAML.
+        changes: "key.key=value" (see `sim.sweep_design.scenario_at`); values are read as YAML.
 
     Raises:
-        ValueError: a change has no "=", or leads through a key that holds no mapping.
+        ValueError: a change has no "=", is not YAML, or leads through a key that holds no mapping.
     """
-    result = deepcopy(dict(scenario))
+    paths, values = [], []
     for change in changes:
         path, equals, text = change.partition("=")
-        *parents, key = path.split(".")
-        if not equals or not key:
+        if not equals or not all(path.split(".")):
             raise ValueError(f"a change must read key.key=value, got {change!r}")
-        place: Any = result
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise ValueError(f"cannot change {path}: {parent} is {place!r}, not a mapping")
-        place[key] = yaml.safe_load(text)
-    return result
+        paths.append(path)
+        values.append(parse_yaml(text, f"the value of {path}"))
+    return scenario_at(pickle.dumps(dict(scenario)), paths, values)

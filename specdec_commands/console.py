@@ -74,7 +74,6 @@ class Progress:
         self.tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Progress:
-        self.bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,6 +81,7 @@ class Progress:
 
     def __call__(self, stage: str, done: int, total: int, detail: str) -> None:
         """Move a stage's bar; a stage not seen before completes those before it."""
+        self.bars.start()
         if stage not in self.tasks:
             for task in self.tasks.values():
                 self.bars.update(task, completed=self.bars.tasks[task].total, detail="")

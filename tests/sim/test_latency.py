@@ -132,3 +132,8 @@ def test_latency_from_json_builds_every_kind() -> None:
 def test_latency_from_json_refuses_what_it_does_not_know(value: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"does not fit its kind|kind must be"):
         latency_from_json(value)
+
+
+def test_a_quoted_number_is_no_number() -> None:
+    with pytest.raises(ValueError, match="latency fixed_seconds must be a number, got '0.02'"):
+        latency_from_json({"kind": "affine", "fixed_seconds": "0.02"})
