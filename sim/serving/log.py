@@ -116,11 +116,11 @@ class ServingLog:
     def write_gaps(self, plan: Plan, taken: int, last_emission: FloatArray) -> None:
         """Add the time since each request's emission before, `last_emission` for a plan's first step."""
         ends, counts = plan.ends[: taken + 1], plan.active[:taken].sum(axis=1)
-        late = last_emission[last_emission != ends[0]]
-        if len(late):
-            self.gaps.append(len(late), end_seconds=ends[1], seconds=ends[1] - late, count=1)
-            counts[0] -= len(late)
-        self.gaps.append(taken, end_seconds=ends[1:], seconds=np.diff(ends), count=counts)
+        # most requests emitted together before too: rows are few where equal gaps share one
+        before, first = np.unique(last_emission, return_counts=True)
+        self.gaps.append(len(before), end_seconds=ends[1], seconds=ends[1] - before, count=first)
+        if taken > 1:
+            self.gaps.append(taken - 1, end_seconds=ends[2:], seconds=np.diff(ends)[1:], count=counts[1:])
 
     def request_table(self) -> pd.DataFrame:
         """One row per request: times on the run's clock; tokens, those that rounds emitted (prefill emits the rest)."""
