@@ -1,0 +1,215 @@
+"""Planted causes: what is wrong with a simulated run is what the diagnosis names first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.compare import measured
+from analysis.diagnose import Diagnosis, diagnose
+from sim.acceptance import IidAcceptance
+from sim.records import ROUND_SECONDS
+from tests.analysis.planted import CAUSES, falling_rounds
+from tests.analysis.planted import planted_run as run
+
+
+def named(found: Diagnosis) -> dict[str, Any]:
+    return {cause.name: cause for cause in found.causes}
+
+
+def test_the_planted_cause_is_named_first(capsys: pytest.CaptureFixture[str]) -> None:
+    """12 runs of each of 5 causes, at least 57 of 60; naming acceptance always would reach 12."""
+    confusion: Counter[tuple[str, str]] = Counter()
+    for number, cause in enumerate(CAUSES):
+        for seed in range(12):
+            found = diagnose(run(cause, 1000 * number + seed), resamples=100)
+            confusion[cause, found.causes[0].name] += 1
+            assert [one.share for one in found.causes] == sorted((one.share for one in found.causes), reverse=True)
+    print(confusion)
+    assert sum(count for (planted, first), count in confusion.items() if planted == first) >= 57, confusion
+
+
+def test_where_nothing_is_wrong_speculation_works() -> None:
+    for seed in range(10):
+        found = diagnose(run(None, seed), resamples=100)
+        assert found.speedup_ci is not None
+        assert found.speedup_ci[0] > 1
+        assert found.verdict.startswith("speculation works: ")
+        assert found.verdict.endswith("no cause stands out")
+        assert not {"draft_not_loaded", "unrepresentative_prompts"} & set(named(found))
+
+
+def test_a_slowdown_is_called_one() -> None:
+    found = diagnose(run("slow_draft", 1, cost_ratio=1.5, acceptance=IidAcceptance(0.5), gamma=4))
+    assert found.speedup_ci is not None
+    assert found.speedup_ci[1] < 1
+    assert found.verdict.startswith("speculation slows decoding down: ")
+    assert "no shorter draft pays either; most is lost to slow_draft" in found.verdict
+
+
+def test_causes_add_up_to_the_loss_in_seconds_and_in_logs() -> None:
+    table = run("slow_draft", 2, verify_ratio=0.97)
+    found = diagnose(table)
+    assert named(found).keys() >= {"slow_draft", "low_acceptance"}
+    assert [gain.name for gain in found.gains] == ["verify_width"]
+    every = [*found.causes, *found.gains]
+    own = table[table["gamma"] > 0]
+    lost = found.split["total_ms_per_token"] - found.split["baseline_ms_per_token"] / found.ideal_speedup
+    assert 1e3 * sum(one.seconds_per_token for one in every) == pytest.approx(lost)
+    assert sum(one.log_loss for one in every) == pytest.approx(np.log(found.ideal_speedup / found.speedup))
+    assert sum(one.share for one in found.causes) == pytest.approx(1)
+    assert found.ideal_speedup == own["gamma"].iloc[0] + 1
+    parts = sum(found.split[f"{part}_ms_per_token"] for part in ("draft", "verify", "other"))
+    assert parts == pytest.approx(found.split["total_ms_per_token"])
+
+
+def test_speedup_and_interval_are_those_of_the_comparison() -> None:
+    table = run("verify_width", 3).assign(category="all")
+    other = measured(table).iloc[0]
+    found = diagnose(table.drop(columns="category"), resamples=2000)
+    assert found.speedup == pytest.approx(other["measured"])
+    assert found.speedup_ci == pytest.approx([other["measured_lo"], other["measured_hi"]], rel=0.01)
+    assert named(found)["verify_width"].evidence["verify_ratio"] == pytest.approx(3, abs=1.1)
+
+
+def test_a_gamma_that_is_too_long_is_named_with_what_a_shorter_one_gives() -> None:
+    """Run again at the length it advises, the speedup is the promised one within both intervals."""
+    changed: dict[str, Any] = {"acceptance": IidAcceptance(0.7), "cost_ratio": 0.2, "requests": 60}
+    found = diagnose(run(None, 4, gamma=10, **changed))
+    cause = named(found)["draft_too_long"]
+    better = cause.evidence["better_gamma"]
+    assert better in (2, 3, 4)
+    assert cause.remedy.startswith(f"draft {better} tokens instead of 10: +")
+    again = diagnose(run(None, 5, gamma=better, **changed))
+    assert found.speedup is not None
+    assert again.speedup is not None
+    promised = [found.speedup * (1 + gain) for gain in cause.evidence["gain_ci"]]
+    assert found.speedup * (1 + cause.evidence["gain"]) == pytest.approx(again.speedup, rel=0.1)
+    assert again.speedup_ci is not None
+    assert promised[0] < again.speedup_ci[1]
+    assert again.speedup_ci[0] < promised[1] * 1.05
+    assert "draft_too_long" not in named(again)
+
+
+@pytest.mark.parametrize(
+    ("name", "falls"),
+    [("acceptance_falls_with_context", {"by_context": 0.6}), ("acceptance_falls_over_time", {"by_output": 1.5})],
+)
+def test_falling_acceptance_is_a_cause_of_its_own(name: str, falls: dict[str, float]) -> None:
+    found = diagnose(falling_rounds(np.random.default_rng(12), **falls))
+    cause = named(found)[name]
+    assert cause.share is not None
+    assert cause.share > 0.1
+    assert "tokens per round fall from" in cause.remedy
+    assert cause.evidence["p_value"] < cause.evidence["false_alarm_rate"] == 0.01
+    steep = np.log(cause.evidence["block_efficiency_first_quarter"] / found.block_efficiency)
+    assert cause.log_loss == pytest.approx(steep, rel=0.1)
+
+
+def test_prompts_that_differ_are_a_cause_and_the_poor_category_is_named() -> None:
+    good, poor = run(None, 6, gamma=4), run("low_acceptance", 6, gamma=4)
+    poor["request_id"] = "poor" + poor["request_id"]
+    table = pd.concat([good.assign(category="code"), poor.assign(category="chat")], ignore_index=True)
+    found = diagnose(table)
+    cause = named(found)["unrepresentative_prompts"]
+    assert cause.share is not None
+    assert cause.share > 0.2
+    assert "the poorest in 'chat'" in cause.remedy
+
+
+class TestBaseline:
+    def test_without_one_nothing_that_needs_it_is_said(self) -> None:
+        table = run("low_acceptance", 7)
+        found = diagnose(table[table["gamma"] > 0].reset_index(drop=True))
+        assert found.speedup is found.speedup_ci is found.split["baseline_ms_per_token"] is None
+        assert [one.name for one in found.causes] == ["low_acceptance"]
+        assert found.causes[0].share is found.causes[0].seconds_per_token is None
+        assert found.split["verify_ms_per_token"] > 0
+        assert "no plain steps (gamma 0)" in found.warnings[0]
+        broken = run("draft_not_loaded", 7)
+        assert diagnose(broken[broken["gamma"] > 0]).causes[0].name == "draft_not_loaded"
+
+    def test_from_a_table_of_its_own_it_gives_the_same(self) -> None:
+        table = run("engine_overhead", 8)
+        steps = table["gamma"] == 0
+        together, apart = diagnose(table), diagnose(table[~steps], table[steps])
+        assert together.to_json() == apart.to_json()
+
+    def test_of_other_requests_it_is_drawn_apart(self) -> None:
+        table = run("engine_overhead", 8)
+        steps = table[table["gamma"] == 0].assign(request_id="x")
+        found = diagnose(table[table["gamma"] > 0], steps)
+        assert found.speedup == pytest.approx(diagnose(table).speedup)
+        assert "the baseline is of other requests" in found.warnings[0]
+
+    def test_without_times_nothing_is_compared(self) -> None:
+        found = diagnose(run("low_acceptance", 9).assign(**dict.fromkeys(ROUND_SECONDS, 0.0)))
+        assert found.speedup is None
+        assert found.causes[0].name == "low_acceptance"
+        assert "have no times" in found.warnings[0]
+
+    def test_without_plain_steps_it_is_refused(self) -> None:
+        table = run(None, 9)
+        with pytest.raises(ValueError, match="the baseline has no plain steps"):
+            diagnose(table, table[table["gamma"] > 0])
+
+
+class TestChoice:
+    def test_of_several_the_one_that_took_most_time_is_diagnosed(self) -> None:
+        short, long = run(None, 10, gamma=2), run("slow_draft", 10, gamma=4)
+        table = pd.concat([short, long[long["gamma"] > 0].assign(draft="slow")], ignore_index=True)
+        found = diagnose(table)
+        assert (found.draft, found.gamma) == ("slow", 4)
+        assert found.warnings == (
+            "diagnosed slow at gamma 4, on which most time was spent; also there: draft at gamma 2",
+        )
+        assert diagnose(table, gamma=2).gamma == 2
+        assert diagnose(table, draft="draft").warnings == ()
+        with pytest.raises(ValueError, match=r"no rounds of \{'gamma': 3\}; the table has slow at gamma 4, draft at"):
+            diagnose(table, gamma=3)
+
+    def test_a_table_without_speculation_is_refused(self) -> None:
+        table = run(None, 9)
+        with pytest.raises(ValueError, match="every gamma is 0"):
+            diagnose(table[table["gamma"] == 0])
+
+
+class TestBrokenDraft:
+    def test_a_draft_that_is_never_asked_successfully_is_not_loaded(self) -> None:
+        table = run("draft_not_loaded", 20).assign(drafted=0, draft_seconds=0.0)
+        found = diagnose(table)
+        assert found.causes[0].name == "draft_not_loaded"
+        assert "nothing was drafted in" in found.causes[0].remedy
+
+    def test_a_poor_draft_is_not_called_broken(self) -> None:
+        for seed in range(5):
+            found = diagnose(run("low_acceptance", seed, acceptance=IidAcceptance(0.1)), resamples=100)
+            assert found.causes[0].name == "low_acceptance"
+
+    def test_a_few_rejections_are_no_proof(self) -> None:
+        table = run("draft_not_loaded", 21)
+        few = pd.concat([table[table["gamma"] > 0].head(6), table[table["gamma"] == 0].head(6)], ignore_index=True)
+        found = diagnose(few)
+        assert "draft_not_loaded" not in named(found)
+        assert any("too few to call it broken" in warning for warning in found.warnings)
+
+
+def test_a_single_request_is_cut_into_parts() -> None:
+    found = diagnose(run("slow_draft", 22, requests=1, max_new_tokens=500))
+    assert found.causes[0].name == "slow_draft"
+    assert found.speedup_ci is not None
+    assert found.speedup_ci[0] < found.speedup < found.speedup_ci[1]
+    assert any("leave out how requests differ" in warning for warning in found.warnings)
+
+
+def test_a_tree_s_ideal_is_its_depth_and_no_shorter_length_is_advised() -> None:
+    table = run(None, 23, gamma=6, acceptance=IidAcceptance(0.3), cost_ratio=0.3)
+    depth = np.minimum(table["drafted"], 3)
+    accepted = np.minimum(table["accepted"], depth)
+    found = diagnose(table.assign(depth=depth, accepted=accepted, emitted=accepted + 1, cut=False))
+    assert found.ideal_speedup == 4
+    assert "draft_too_long" not in named(found)
