@@ -90,6 +90,8 @@ def run_scenario(value: Mapping[str, Any], seed: int, folder: Path | None = None
 
             latency = mapping_of(value, "latency", {"target", "draft", "overhead_seconds"})
             rest = {key: entry for key, entry in value.items() if key != "latency"}
+            if isinstance(rest.get("acceptance"), Mapping):
+                rest["acceptance"] = acceptance_from_json(rest["acceptance"], folder=folder)
             return dict(run_topology(rest | dict(latency), seed))
     known = "single, serving, remote_draft, pearl, dsi or edge_cloud"
     raise ValueError(f"scenario kind must be {known}, got {kind!r}")
