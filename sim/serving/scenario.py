@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from sim.acceptance import AcceptanceModel, TraceAcceptance
+from sim.acceptance import AcceptanceModel, MarkovAcceptance, TraceAcceptance
 from sim.confidence import ConfidenceAcceptance
 from sim.controllers import Controller, FixedGamma
 from sim.hardware import Link
@@ -38,6 +38,11 @@ class Speculation:
             check_cost(name, getattr(self, name))
         if isinstance(self.policy, TokenTree):
             return
+        if isinstance(self.acceptance, MarkovAcceptance) and not self.steady:
+            raise ValueError(
+                f"MarkovAcceptance needs one draft length, got {type(self.policy).__name__}; its state is whether the "
+                "last draft was accepted whole"
+            )
         if self.policy.stops_early and not isinstance(self.acceptance, ConfidenceAcceptance):
             raise ValueError(
                 f"{type(self.policy).__name__} stops by the draft's confidence, which {type(self.acceptance).__name__} "

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sim.acceptance import BetaAcceptance, IidAcceptance, PartialProposals, TraceAcceptance
+from sim.acceptance import BetaAcceptance, IidAcceptance, MarkovAcceptance, PartialProposals, TraceAcceptance
 from sim.confidence import ConfidenceAcceptance
 from sim.controllers import Bandit, ConfidenceThreshold, FixedGamma, Heuristic, OffAboveLoad, Oracle
 from sim.hardware import Link
 from sim.latency import ConstantLatency
 from sim.latency_costs import LatencyCosts
-from sim.serving import Prefill, ServingScenario, Speculation, serve, server
+from sim.serving import Prefill, ServingScenario, Speculation, replica, serve
 from sim.tree_acceptance import TreeAcceptance
 from sim.trees import TokenTree
 from tests.sim.serving.conftest import DRAFT, TARGET, at_once, mixed, poisson, speculating
@@ -46,7 +46,7 @@ def tables(scenario: ServingScenario, seed: int = 1) -> tuple[pd.DataFrame, pd.D
 def test_planning_ahead_changes_nothing(changes: dict[str, Any], gamma: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scenario = speculating(mixed(120, rate=12), gamma, **changes)
     ahead = tables(scenario)
-    monkeypatch.setattr(server, "LONGEST_PLAN", 1)
+    monkeypatch.setattr(replica, "LONGEST_PLAN", 1)
     for planned, one_by_one in zip(ahead, tables(scenario), strict=True):
         pd.testing.assert_frame_equal(planned, one_by_one, check_exact=True)
 
@@ -186,6 +186,7 @@ def test_a_trace_is_replayed_by_output_position() -> None:
             lambda: Speculation(ConfidenceThreshold(4, 0.5), IidAcceptance(0.7)),
             "stops by the draft's confidence, which IidAcceptance does not draw",
         ),
+        (lambda: Speculation(Heuristic(2, 6), MarkovAcceptance(0.8, 0.4)), "MarkovAcceptance needs one draft length"),
     ],
 )
 def test_what_cannot_be_served_is_refused(make: Any, message: str) -> None:
