@@ -1,0 +1,156 @@
+"""From what each format in a log says to one result: the most telling format counts, the others are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from analysis.engine_logs.identities import Check, Identities
+from analysis.engine_logs.imported import LEVELS, ImportedLog, conditional_from, marginal_from
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What one format says; the fields are those of `ImportedLog`."""
+
+    format: str
+    level: str
+    rounds: int | None = None
+    drafted: int | None = None
+    accepted: int | None = None
+    emitted: int | None = None
+    mean: float | None = None
+    """mean over rounds; where None, it follows from rounds and accepted, if both are there"""
+    mean_per_request: float | None = None
+    marginal: tuple[float, ...] | None = None
+    conditional: tuple[float | None, ...] | None = None
+    """where None, it follows from `marginal`"""
+    marginal_tolerance: float | None = 1e-9
+    """how far 1 + the sum of `marginal` may be from the mean, for rounding; None where rounds were cut"""
+    histogram: tuple[int, ...] | None = None
+    gamma: int | None = None
+    draft_seconds: float | None = None
+    series: pd.DataFrame | None = None
+    requests: pd.DataFrame | None = None
+    steps: pd.DataFrame | None = None
+    round_table: pd.DataFrame | None = None
+    checks: tuple[Check, ...] = ()
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def completed(self) -> Evidence:
+        """The same with everything that follows from what is there."""
+        rounds, accepted = self.rounds, self.accepted
+        mean = self.mean
+        if mean is None and rounds and accepted is not None:
+            mean = 1 + accepted / rounds
+        emitted = self.emitted
+        if emitted is None and rounds is not None and accepted is not None:
+            emitted = rounds + accepted
+        marginal = self.marginal
+        if marginal is None and self.histogram and sum(self.histogram) > 0:
+            marginal = marginal_from(self.histogram)
+        conditional = self.conditional
+        if conditional is None and marginal is not None:
+            conditional = conditional_from(marginal)
+        identities = Identities()
+        per_round = emitted / rounds if emitted is not None and rounds else None
+        identities.compare(
+            "mean acceptance length = emitted/rounds", ("the mean", mean), ("emitted/rounds", per_round), 1e-6
+        )
+        if marginal is not None and self.marginal_tolerance is not None:
+            identities.compare(
+                "mean acceptance length = 1 + sum of marginal acceptance",
+                ("the mean", mean), ("1 + the sum", 1 + sum(marginal)), self.marginal_tolerance, self.format,
+            )  # fmt: skip
+            for position in range(1, len(marginal)):
+                identities.compare(
+                    "marginal acceptance never rises with the position",
+                    ("its rise", max(marginal[position] - marginal[position - 1], 0.0)), ("the most", 0.0), 1e-9,
+                    f"position {position}",
+                )  # fmt: skip
+        return replace(
+            self, mean=mean, emitted=emitted, marginal=marginal, conditional=conditional,
+            checks=(*self.checks, *identities.checks()),
+        )  # fmt: skip
+
+
+def combine(
+    engine: str,
+    found: Sequence[Evidence],
+    files: Sequence[str],
+    warnings: Sequence[str],
+    skipped: int,
+    examples: Sequence[str],
+) -> ImportedLog:
+    """One result from all formats found in a log.
+
+    The most telling format gives the numbers; draft seconds and a time series may come from another one.
+
+    Args:
+        engine: the engine's name.
+        found: at least one, in the engine's own order.
+        files: names of what was read.
+        warnings: of the reading itself.
+        skipped: lines that could not be read.
+        examples: the first of them.
+    """
+    complete = [evidence.completed() for evidence in found]
+    best = min(complete, key=lambda one: (LEVELS.index(one.level), one.rounds is None))
+    others = [one for one in complete if one is not best]
+    checks = tuple(check for one in complete for check in one.checks)
+    notes = [*best.notes, *(_beside(best, other) for other in others)]
+    if best.mean_per_request is not None and best.mean is not None and abs(best.mean - best.mean_per_request) > 5e-5:
+        notes.append(
+            f"mean_acceptance_length {best.mean:.4f} is a mean over rounds; "
+            f"the mean over requests is {best.mean_per_request:.4f}"
+        )
+    all_warnings = [
+        *warnings,
+        *(warning for one in complete for warning in one.warnings),
+        *(check.warning() for check in checks if check.failed),
+    ]
+    if skipped:
+        all_warnings.append(f"{skipped:,} lines could not be read and were skipped, e.g. {examples[0]}")
+    return ImportedLog(
+        engine=engine,
+        format=best.format,
+        level=best.level,
+        files=tuple(files),
+        rounds=best.rounds,
+        drafted=best.drafted,
+        accepted=best.accepted,
+        emitted=best.emitted,
+        mean_acceptance_length=best.mean,
+        mean_acceptance_length_per_request=best.mean_per_request,
+        marginal_acceptance=best.marginal,
+        conditional_acceptance=best.conditional,
+        histogram=best.histogram,
+        gamma=best.gamma,
+        draft_seconds=_first_of("draft_seconds", best, others),
+        series=_first_of("series", best, others),
+        requests=_first_of("requests", best, others),
+        steps=best.steps,
+        round_table=best.round_table,
+        checks=checks,
+        warnings=tuple(dict.fromkeys(all_warnings)),
+        notes=tuple(notes),
+        skipped_lines=skipped,
+        skipped_examples=tuple(examples),
+    )
+
+
+def _first_of(name: str, best: Evidence, others: Sequence[Evidence]):  # type: ignore[no-untyped-def]  # any field
+    return next((value for one in (best, *others) if (value := getattr(one, name)) is not None), None)
+
+
+def _beside(best: Evidence, other: Evidence) -> str:
+    """What another format in the same log says."""
+    said = [
+        f"{label} {value:,.4f}".rstrip("0").rstrip(".")
+        for label, value in (("rounds", other.rounds), ("mean acceptance length", other.mean))
+        if value is not None
+    ]
+    return f"numbers are from {best.format}; {other.format} in the same log: {', '.join(said) or 'no mean'}"
