@@ -92,7 +92,8 @@ def _cell(value: str | int | float | tuple[float | None, ...]) -> str:
 
 def _write(log: ImportedLog, folder: Path) -> None:
     """Write the summary, the profile and the tables, each file atomically."""
-    from analysis.engine_logs import profile_of
+    from analysis.acceptance_sources import of_log
+    from analysis.profile import profile_of, write_profile
     from sim.records import write_atomically, write_json, write_rounds
 
     if folder.exists() and not folder.is_dir():
@@ -103,7 +104,9 @@ def _write(log: ImportedLog, folder: Path) -> None:
             write_atomically(folder / f"{name}.parquet", partial(table.to_parquet, index=False))
     if log.round_table is not None:
         write_rounds(log.round_table, folder / "rounds.parquet")
-    profile = profile_of(log)
-    if profile is not None:
-        write_json(profile, folder / "speculation_profile.json")
+    if log.marginal_acceptance is not None:
+        try:
+            write_profile(profile_of(of_log(log)), folder / "speculation_profile.json")
+        except ValueError as error:  # the log's rates are those of no draft; its other numbers are written all the same
+            typer.echo(f"no speculation profile: {error}", err=True)
     write_json(log.summary(), folder / "import.json")

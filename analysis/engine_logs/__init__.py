@@ -7,7 +7,6 @@ returns an `ImportedLog`. `write_as` prints a round table the way an engine woul
 from analysis.engine_logs.detect import ENGINES
 from analysis.engine_logs.imported import ImportedLog
 from analysis.engine_logs.reading import read_log
-from analysis.engine_logs.speculation_profile import profile_of
 from analysis.engine_logs.writing import write_as
 
-__all__ = ["ENGINES", "ImportedLog", "profile_of", "read_log", "write_as"]
+__all__ = ["ENGINES", "ImportedLog", "read_log", "write_as"]

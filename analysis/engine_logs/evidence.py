@@ -10,6 +10,9 @@ import pandas as pd
 from analysis.engine_logs.identities import Check, Identities
 from analysis.engine_logs.imported import LEVELS, ImportedLog, conditional_from, marginal_from
 
+LONGEST_DRAFT = 10_000
+"""tokens; a log that says more is broken"""
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
@@ -71,9 +74,12 @@ class Evidence:
                     ("its rise", max(marginal[position] - marginal[position - 1], 0.0)), ("the most", 0.0), 1e-9,
                     f"position {position}",
                 )  # fmt: skip
+        gamma, warnings = self.gamma, self.warnings
+        if gamma is not None and gamma > LONGEST_DRAFT:
+            gamma, warnings = None, (*warnings, f"the draft length {gamma:,} is beyond {LONGEST_DRAFT:,}: left out")
         return replace(
-            self, mean=mean, emitted=emitted, marginal=marginal, conditional=conditional,
-            checks=(*self.checks, *identities.checks()),
+            self, mean=mean, emitted=emitted, marginal=marginal, conditional=conditional, gamma=gamma,
+            warnings=warnings, checks=(*self.checks, *identities.checks()),
         )  # fmt: skip
 
 

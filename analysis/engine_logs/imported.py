@@ -76,7 +76,7 @@ class ImportedLog:
 
 def conditional_from(marginal: Sequence[float]) -> tuple[float | None, ...]:
     """Conditional acceptance from marginal acceptance; None where the position before was never accepted."""
-    before = [1.0, *marginal[:-1]]
+    before = [1.0, *marginal][: len(marginal)]
     return tuple(rate / last if last > 0 else None for rate, last in zip(marginal, before, strict=True))
 
 

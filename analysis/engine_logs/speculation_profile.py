@@ -7,7 +7,6 @@ from typing import Any
 
 from analysis.engine_logs.evidence import Evidence
 from analysis.engine_logs.identities import Identities
-from analysis.engine_logs.imported import ImportedLog
 from analysis.engine_logs.values import Malformed, length, shares, whole
 
 PRINTED = 5e-7
@@ -112,30 +111,3 @@ def _product(rates: Sequence[float]) -> float:
     for rate in rates:
         product *= rate
     return product
-
-
-def profile_of(log: ImportedLog) -> dict[str, Any] | None:
-    """An imported log as a profile, or None where it holds no acceptance by position."""
-    if log.marginal_acceptance is None:
-        return None
-    conditional = log.conditional_acceptance or ()
-    histogram = log.histogram
-    return {
-        "schema_version": "1.0",
-        "measured": True,
-        "method": None,
-        "num_speculative_tokens": log.gamma if log.gamma is not None else len(log.marginal_acceptance),
-        "verification_method": "longest_prefix",
-        "conditional_accept_rates": [round(rate or 0.0, 6) for rate in conditional],
-        "marginal_accept_rates": [round(rate, 6) for rate in log.marginal_acceptance],
-        "mean_accept_length": _rounded(log.mean_acceptance_length),
-        "mean_accept_length_per_request": _rounded(log.mean_acceptance_length_per_request),
-        "accept_length_model": "measured_per_k",
-        "acceptance_length_histogram": (
-            None if histogram is None else {str(length + 1): count for length, count in enumerate(histogram)}
-        ),
-    }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)

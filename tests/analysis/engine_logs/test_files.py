@@ -269,3 +269,12 @@ def test_wrong_names_are_refused(tmp_path: Path) -> None:
     path.write_text(line(40, [30, 20]))
     with pytest.raises(ValueError, match="holds nothing of sglang"):
         read_log(path, "sglang")
+
+
+def test_spec_bench_answers_of_a_baseline_accept_nothing(tmp_path: Path) -> None:
+    turns = {"decoding_steps": [5], "new_tokens": [5], "wall_time": [1.0], "accept_lengths": [1] * 5}
+    answer = {"question_id": 1, "category": "qa", "choices": [{"index": 0, "turns": ["x"], **turns}], "tstamp": 1.0}
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps(answer) + "\n")
+    log = read_log(path)
+    assert (log.rounds, log.mean_acceptance_length, log.conditional_acceptance) == (5, 1.0, ())

@@ -205,3 +205,9 @@ def test_a_profile_cut_short_is_found_by_its_mean(tmp_path: Path) -> None:
     }
     (warning,) = imported(tmp_path, profile).warnings
     assert warning.startswith("mean acceptance length = 1 + sum of marginal acceptance does not hold")
+
+
+def test_a_draft_length_that_nobody_drafts_is_left_out(tmp_path: Path) -> None:
+    log = imported(tmp_path, vllm([39, 1, 0, 3], num_spec_tokens=10**15))
+    assert log.gamma is None
+    assert any("draft length 1,000,000,000,000,000 is beyond 10,000" in warning for warning in log.warnings)
