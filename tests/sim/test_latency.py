@@ -135,5 +135,5 @@ def test_latency_from_json_refuses_what_it_does_not_know(value: dict[str, Any]) 
 
 
 def test_a_quoted_number_is_no_number() -> None:
-    with pytest.raises(ValueError, match="latency fixed_seconds must be a number, got '0.02'"):
+    with pytest.raises(ValueError, match=r"latency fixed_seconds must be a number, got '0\.02'"):
         latency_from_json({"kind": "affine", "fixed_seconds": "0.02"})
