@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,18 @@ from typing import Any
 import pandas as pd
 import seaborn
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from sim.records import write_atomically
 
 COLUMN_INCHES = 85 / 25.4
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 1.5, 2, 1.5)), (0, (2, 2.5)))
+GUIDE = "#8a8a8a"
+INK = "#222222"
 SETTINGS: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -59,6 +64,32 @@ def palette(count: int) -> list[tuple[float, float, float]]:
     # The seventh colour is a pale pink that thin intervals would lose, the eighth a grey kept for guides.
     order = [0, 1, 2, 3, 4, 9, 5, 8, 6, 7]
     return [colours[i] for i in order[:count]]
+
+
+def kinds(count: int, marked: bool = True) -> list[dict[str, Any]]:
+    """How to plot each of several series: no two share a colour, a line or (marked) a marker, so grey tells them apart.
+
+    Raises:
+        ValueError: there are more than lines.
+    """
+    if count > len(LINES):
+        raise ValueError(f"{len(LINES)} lines can be told apart without colour, got {count}; draw fewer in one figure")
+    found: list[dict[str, Any]] = []
+    for colour, line, marker in zip(palette(count), LINES, MARKERS, strict=False):
+        look = {"color": colour, "linestyle": line, "linewidth": 1.1}
+        found.append(look | ({"marker": marker, "markersize": 3.2, "markeredgewidth": 0} if marked else {}))
+    return found
+
+
+def intervals(axes: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, colour: Any) -> None:
+    """Draw intervals as thin upright bars."""
+    axes.vlines(x, low, high, color=colour, linewidth=0.7, alpha=0.85, zorder=1.5)
+
+
+def letter(axes: Sequence[Axes], titles: Sequence[str]) -> None:
+    """Title the panels of a figure (a), (b), ..., from the left edge."""
+    for place, (one, title) in enumerate(zip(axes, titles, strict=True)):
+        one.set_title(f"({chr(ord('a') + place)}) {title}", loc="left")
 
 
 @contextmanager
