@@ -11,7 +11,11 @@ import pytest
 
 from specdec_lab import main
 
-COMMANDS = ["lab", "simulate", "measure", "fit", "predict", "compare", "check-sampler", "greedy-diff"]
+COMMANDS = [
+    *("simulate", "serve-sim", "replay", "latency", "sweep", "plan"),
+    *("measure", "lab", "fit", "predict", "compare", "check-sampler", "greedy-diff"),
+    *("import", "diagnose", "convert", "check", "report", "figures", "validate-published"),
+]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -269,3 +273,25 @@ class TestCheckSampler:
     ) -> None:
         assert call(monkeypatch, "check-sampler", *words) == 2
         assert says in capsys.readouterr().err
+
+
+def test_an_error_is_one_line_and_debug_shows_where(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = ("simulate", "--alpha", "1.8", "--gamma", "2", "--cost-ratio", "0.1")
+    assert call(monkeypatch, *wrong) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["specdec", "--debug", *wrong])
+    with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\], got 1.8"):
+        main()
+
+
+def test_a_fault_that_no_check_foresaw_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("out of cheese")
+
+    monkeypatch.setattr("sim.theory.source_table", broken)
+    assert call(monkeypatch, "theory") == 3
+    assert capsys.readouterr().err == "specdec: RuntimeError: out of cheese; `specdec --debug ...` shows where\n"
