@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.fit_acceptance import Estimate, wilson
+from analysis.fit.acceptance import Estimate, wilson
 from analysis.interruptions import cap_interruptions
 from analysis.predict import config_names
 from sim.records import ROUND_SECONDS, check_rounds

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from analysis.fit_acceptance import binomial_log_likelihood, count_acceptance
+from analysis.fit.acceptance import binomial_log_likelihood, count_acceptance
 
 Array = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.compare import measured
-from analysis.fit_acceptance import fit_acceptance
+from analysis.fit.acceptance import fit_acceptance
 from sim.records import ROUND_SECONDS, chain_depth, summarise
 
 

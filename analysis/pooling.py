@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import halfnorm
 
-from analysis.fit_acceptance import AcceptanceCounts
+from analysis.fit.acceptance import AcceptanceCounts
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.fit import Calibration, DraftFit, stream
-from analysis.fit_latency import Array, FittedLatency, Index
+from analysis.fit.latency import Array, FittedLatency, Index
 from sim.acceptance import Draws
 from sim.records import check_rounds
 from sim.rounds import Rounds, plan_rounds

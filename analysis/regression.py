@@ -19,8 +19,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-from analysis.acceptance_laws import SAME, AcceptanceLaw
-from analysis.acceptance_sources import MeasuredAcceptance
+from analysis.acceptance.laws import SAME, AcceptanceLaw
+from analysis.acceptance.sources import MeasuredAcceptance
 
 Array = NDArray[np.floating[Any]]
 

@@ -11,8 +11,8 @@ import pandas as pd
 
 from analysis.compare import PART_NAMES, PARTS, largest_part
 from analysis.fit import ALL_CATEGORIES, Calibration, DraftFit
-from analysis.fit_acceptance import Estimate
-from analysis.fit_costs import PerRound
+from analysis.fit.acceptance import Estimate
+from analysis.fit.costs import PerRound
 from sim.records import RunMetadata
 from sim.theory import source_table as source_speedups
 

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from paper_figs.style import COLUMN_INCHES, letter, new_figure, style
-from sim.dsi_heatmap import dsi_heatmap
+from sim.topologies.dsi_heatmap import dsi_heatmap
 
 NAME = "dsi_heatmaps"
-SOURCE = "after Timor et al. 2025, DSI, arXiv:2405.14105, Fig. 2; simulated by sim.dsi_heatmap"
+SOURCE = "after Timor et al. 2025, DSI, arXiv:2405.14105, Fig. 2; simulated by sim.topologies.dsi_heatmap"
 CAPTION = (
     "Speed of one way of decoding over another, by the draft's latency and its acceptance rate: draft-then-verify (SI, "
     "five tokens a round), the target alone (non-SI), and distributed speculation (DSI, seven target servers, the "
@@ -42,7 +42,7 @@ def data(points: int = 25, repeats: int = 100, tokens: int = 50, si_lookahead: i
         seed: the same random numbers in every cell.
 
     Returns:
-        The columns of `sim.dsi_heatmap.dsi_heatmap`, in target steps, and one column for each of `PANELS`.
+        The columns of `sim.topologies.dsi_heatmap.dsi_heatmap`, in target steps, and one column for each of `PANELS`.
     """
     drafts, alphas = np.linspace(0.02, 1.0, points), np.linspace(0.0, 1.0, points)
     table = dsi_heatmap(drafts, alphas, seed, tokens=tokens, si_lookahead=si_lookahead, repeats=repeats)

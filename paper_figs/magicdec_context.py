@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from paper_figs.style import COLUMN_INCHES, GUIDE, kinds, letter, new_figure, style
+from sim.architectures.catalogue import find_architecture
 from sim.hardware import find_device
-from sim.model_shapes import find_architecture
 from sim.roofline import RooflineLatency
 
 NAME = "magicdec_context"

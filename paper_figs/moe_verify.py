@@ -13,9 +13,9 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from paper_figs.style import COLUMN_INCHES, GUIDE, kinds, letter, new_figure, style
 from sim.architectures import Architecture, MixtureOfExperts
-from sim.expert_routing import distinct_experts
+from sim.architectures.catalogue import find_architecture
+from sim.architectures.routing import distinct_experts
 from sim.hardware import find_device
-from sim.model_shapes import find_architecture
 from sim.roofline import RooflineLatency
 from sim.theory import expected_tokens
 

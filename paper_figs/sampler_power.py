@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import ncx2
 
-from analysis.fit_acceptance import wilson
+from analysis.fit.acceptance import wilson
 from analysis.losslessness.check import plan
 from analysis.losslessness.evidence import log_e_value
 from analysis.losslessness.power import FALSE_ALARM, POWER, detectable_tv, needed_g

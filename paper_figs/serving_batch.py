@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from paper_figs.style import COLUMN_INCHES, GUIDE, intervals, kinds, letter, new_figure, style
+from sim.architectures.catalogue import find_architecture
 from sim.controllers import Controller
+from sim.controllers.latency_costs import LatencyCosts
+from sim.controllers.learning import Goodput
+from sim.controllers.rules import FixedGamma, OffAboveLoad
 from sim.hardware import find_device
-from sim.latency_costs import LatencyCosts
-from sim.learning_controllers import Goodput
-from sim.model_shapes import find_architecture
 from sim.roofline import RooflineLatency
-from sim.rule_controllers import FixedGamma, OffAboveLoad
 from sim.theory import expected_tokens
 
 NAME = "serving_batch"

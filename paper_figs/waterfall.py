@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from analysis.causes import Cause
 from analysis.diagnose import Diagnosis
+from analysis.diagnose.causes import Cause
 from paper_figs.style import COLUMN_INCHES, new_figure, palette, save, style
 
 NAME = "waterfall"

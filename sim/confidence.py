@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike
 from scipy.special import betaincc, betaln, entr
 
 from sim.acceptance import Draws, full_drafts
-from sim.policy import Decision
+from sim.controllers.policy import Decision
 from sim.theory import FloatArray, check_cost, check_gamma, check_probability, expected_tokens
 
 KeepDrafting = Callable[[FloatArray, FloatArray, FloatArray], Decision]
-"""(confidence, entropy, all_accepted) -> whether to draft on: `keep_drafting` of `sim.policy.Controller`"""
+"""(confidence, entropy, all_accepted) -> whether to draft on: `keep_drafting` of `sim.controllers.policy.Controller`"""
 
 
 class ExpectedRound(NamedTuple):

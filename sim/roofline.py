@@ -1,7 +1,7 @@
 """What one forward costs by a roofline: bytes over bandwidth against operations over peak, group by group of operators.
 
 The work of a forward is counted by `sim.architectures`, the device's peaks are those of its datasheet
-(`sim.hardware`), and how much of them each group reaches was fitted to a measured table (`analysis.fit_roofline`).
+(`sim.hardware`), and how much of them each group reaches was fitted to a measured table (`analysis.fit.roofline`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sim.architectures import Architecture, Work
+from sim.architectures.catalogue import find_architecture
 from sim.hardware import DTYPE_BYTES, Device, Link, check_fits, find_device
-from sim.model_shapes import find_architecture
 from sim.theory import FloatArray, check_cost
 
 COMMITTED = Path(__file__).parent / "data" / "roofline_h100.json"
@@ -165,7 +165,7 @@ class RooflineLatency:
     efficiency: Efficiency | None = None
     """None takes `fitted_efficiency`"""
     routing: float | Sequence[float] | None = None
-    """popularity of the experts (`sim.expert_routing`); None is that of the table that the factors were fitted to"""
+    """popularity of experts (`sim.architectures.routing`); None is that of the table that the factors were fitted to"""
     host_seconds_per_layer: float = 0.0
     """that a layer takes longer where the host launches kernels one by one (eager mode, no CUDA graph)"""
     reached: Efficiency = field(init=False, repr=False)

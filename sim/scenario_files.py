@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sim.controllers import Controller, FixedGamma, controller_from_json
+from sim.controllers.latency_costs import LatencyCosts
 from sim.engine import simulate_speedup
 from sim.hardware import Link
 from sim.latency import LatencyModel, latency_from_json
-from sim.latency_costs import LatencyCosts
-from sim.memory import kv_tokens_from_json
 from sim.scenario import Scenario
 from sim.scenario_parts import (
     acceptance_from_json,
@@ -25,6 +24,7 @@ from sim.scenario_parts import (
     read_scenario,
 )
 from sim.serving import Objective, Prefill, ServingScenario, Speculation, serve
+from sim.serving.memory import kv_tokens_from_json
 from sim.serving.results import measure
 from sim.theory import check_cost
 from sim.trees import TokenTree

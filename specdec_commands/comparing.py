@@ -103,7 +103,7 @@ def fit(folder: RunFolder, seed: Seed = 0, as_json: Json = False) -> None:
 
     Example: `specdec fit runs/lab`
     """
-    from analysis.fit_summary import fit_summary
+    from analysis.fit.summary import fit_summary
     from analysis.report import acceptance_section, costs_section, latency_section
 
     calibration = _calibrate(folder, seed)

@@ -12,7 +12,7 @@ from specdec_commands.console import print_json, print_table
 from specdec_commands.options import Json
 
 if TYPE_CHECKING:
-    from analysis.acceptance_conversion import Acceptance
+    from analysis.acceptance.conversion import Acceptance
     from analysis.regression import Comparison
 
 Engine = Annotated[str, typer.Option(help="Engine that wrote a log; 'auto' finds out.")]
@@ -68,11 +68,11 @@ def convert(
 
     Example: `specdec convert --mean-length 3.2 --gamma 4 --law minimum-variance --to vllm`
     """
-    from analysis.acceptance_conversion import convert as converted
-    from analysis.acceptance_conversion import units
-    from analysis.acceptance_sources import acceptance_of, read_acceptance
-    from analysis.profile import profile_of, write_profile
-    from analysis.synthetic_acceptance import knobs
+    from analysis.acceptance.conversion import convert as converted
+    from analysis.acceptance.conversion import units
+    from analysis.acceptance.profile import profile_of, write_profile
+    from analysis.acceptance.sources import acceptance_of, read_acceptance
+    from analysis.acceptance.synthetic import knobs
 
     numbers = {
         "--alpha": alpha, "--mean-length": mean_length, "--accepted-share": accepted_share,
@@ -134,7 +134,7 @@ def check(
 
     Example: `specdec check runs/new --against runs/old --draft prompt-lookup --gamma 5 --max-length-drop 0.03`
     """
-    from analysis.acceptance_sources import read_acceptance
+    from analysis.acceptance.sources import read_acceptance
     from analysis.regression import check_regression
 
     judged, before = (read_acceptance(paths, draft, gamma, engine) for paths in (new, against))
@@ -154,7 +154,7 @@ def check(
 
 def _given(name: str, value: Any, gamma: int | None, without_bonus: bool, per_request: bool) -> Acceptance:
     """Acceptance from numbers on the command line."""
-    from analysis import acceptance_conversion as conversion
+    from analysis.acceptance import conversion
 
     if name == "--conditional":
         return conversion.from_conditional(_rates(name, value))

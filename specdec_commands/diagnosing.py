@@ -11,8 +11,8 @@ from specdec_commands.console import print_json, print_table
 from specdec_commands.options import Json, Seed
 
 if TYPE_CHECKING:
-    from analysis.causes import Cause
     from analysis.diagnose import Diagnosis
+    from analysis.diagnose.causes import Cause
 
 LEAST_SHARE = 0.01
 """of the loss, from which the table shows a cause; JSON has them all"""
@@ -43,7 +43,7 @@ def diagnose(
     Examples: `specdec diagnose runs/lookup`, `specdec diagnose runs/lab --draft early-exit:24 --gamma 1 --out figures`,
     `specdec diagnose server.log --json`
     """
-    from analysis.diagnose_logs import diagnose_files
+    from analysis.diagnose.logs import diagnose_files
 
     found = diagnose_files(file, baseline, draft, gamma, seed)
     if out is not None:

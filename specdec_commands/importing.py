@@ -92,8 +92,8 @@ def _cell(value: str | int | float | tuple[float | None, ...]) -> str:
 
 def _write(log: ImportedLog, folder: Path) -> None:
     """Write the summary, the profile and the tables, each file atomically."""
-    from analysis.acceptance_sources import of_log
-    from analysis.profile import profile_of, write_profile
+    from analysis.acceptance.profile import profile_of, write_profile
+    from analysis.acceptance.sources import of_log
     from sim.records import write_atomically, write_json, write_rounds
 
     if folder.exists() and not folder.is_dir():

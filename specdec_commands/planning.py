@@ -95,9 +95,9 @@ def plan(
     `specdec plan --target qwen3-8b --draft ngram --device l40s --acceptance vllm.log`,
     `specdec plan --from runs/lab --draft prompt-lookup --batches 1`
     """
-    from analysis.plan_inputs import Wanted
-    from analysis.plan_load import Load
-    from analysis.plan_output import make_plan
+    from analysis.plan.inputs import Wanted
+    from analysis.plan.load import Load
+    from analysis.plan.output import make_plan
     from sim.scenario_parts import read_scenario
 
     sizes = [] if batches is None else [int(number) for number in _numbers("--batches", batches, whole=True)]

@@ -40,7 +40,7 @@ def serve_sim(
 
     Example: `specdec serve-sim sim/scenarios/policies_under_load.yaml --baseline`
     """
-    from sim.serving_study import run_study
+    from sim.serving.study import run_study
 
     with Progress(quiet=as_json) as progress:
         study = run_study(

@@ -29,7 +29,7 @@ def sweep(
     Example: `specdec sweep sim/scenarios/sweep.yaml --out runs/sweep.parquet`
     """
     from sim.sweep import run_sweep
-    from sim.sweep_reading import read_design
+    from sim.sweep.reading import read_design
 
     with Progress(quiet=as_json) as progress:
         result = run_sweep(

@@ -28,7 +28,7 @@ def validate_published(
     Example: `specdec validate-published --out predictions.csv`
     """
     from analysis.published import predict_published, score_published
-    from analysis.published_rows import read_published
+    from analysis.published.rows import read_published
     from sim.records import write_atomically
 
     path = file or Path(__file__).parents[1] / "paper_figs" / "data" / "published_speedups.csv"

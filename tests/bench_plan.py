@@ -19,8 +19,8 @@ from rich.table import Table
 
 from analysis.compare import measured
 from analysis.plan import choose
-from analysis.plan_acceptance import of_outputs
-from analysis.plan_sources import MeasuredRun, fit_run
+from analysis.plan.acceptance import of_outputs
+from analysis.plan.sources import MeasuredRun, fit_run
 from real.loading import EMBEDDED, Target, load_draft, load_target
 from real.measure import Configuration, measure_prompts, time_forwards
 from real.prompt_sets import Prompt, read_prompts

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.fit_roofline import checkerboard, held_out_error, read_forwards
+from analysis.fit.roofline import checkerboard, held_out_error, read_forwards
 from sim.acceptance import IidAcceptance
 from sim.controllers import FixedGamma
 from sim.latency import AffineLatency
 from sim.serving import ServingScenario, Speculation, serve
 from sim.serving.results import measure
 from sim.sweep import run_sweep
-from sim.sweep_reading import make_design
+from sim.sweep.reading import make_design
 from sim.workload import ConstantLength, PoissonArrivals, SyntheticWorkload
 
 SIZES = (1_000, 10_000, 100_000)

@@ -13,8 +13,8 @@ from sim.latency import latency_from_json
 from sim.replay import read_positional_trace, replay, replay_summary
 from sim.scenario_files import run_scenario
 from sim.scenario_parts import read_scenario
-from sim.sweep_design import scenario_at
-from sim.sweep_reading import read_design
+from sim.sweep.design import scenario_at
+from sim.sweep.reading import read_design
 from tests.test_cli import call
 
 SHIPPED = {path.stem: path for path in (Path(__file__).parents[1] / "sim" / "scenarios").glob("*.yaml")}

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import f_oneway
 
-from analysis.acceptance_findings import (
+from analysis.diagnose.acceptance_findings import (
     FALSE_ALARM_RATE,
     STRONG_RATIO,
     better_half,

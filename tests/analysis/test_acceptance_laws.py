@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from analysis.acceptance_conversion import (
+from analysis.acceptance.conversion import (
     Acceptance,
     convert,
     from_alpha,
@@ -23,7 +23,7 @@ from analysis.acceptance_conversion import (
     from_share,
     units,
 )
-from analysis.acceptance_laws import (
+from analysis.acceptance.laws import (
     AcceptanceLaw,
     alpha_of_mean,
     check_marginal,
@@ -32,7 +32,7 @@ from analysis.acceptance_laws import (
     marginal_of,
     minimum_variance,
 )
-from analysis.synthetic_acceptance import ENGINES
+from analysis.acceptance.synthetic import ENGINES
 from sim.acceptance import PerPositionAcceptance
 from sim.theory import expected_tokens, expected_tokens_per_position
 from specdec_lab import main

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from analysis.diagnose import diagnose
-from analysis.diagnose_logs import diagnose_files
+from analysis.diagnose.logs import diagnose_files
 from sim.records import ROUND_SECONDS, write_rounds
 from specdec_lab import main
 from tests.analysis.planted import planted_run as run

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from analysis.emit_flags import METHODS, Speculate, emit
-from analysis.plan_output import method_of, repository
+from analysis.plan.emit_flags import METHODS, Speculate, emit
+from analysis.plan.output import method_of, repository
 from sim.trees import TokenTree
 
 MODEL = "meta-llama/Llama-3.2-1B"

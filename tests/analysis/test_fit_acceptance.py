@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from analysis.fit_acceptance import (
+from analysis.fit.acceptance import (
     clustered_rate,
     count_acceptance,
     fit_acceptance,

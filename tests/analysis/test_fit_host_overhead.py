@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from analysis.fit_host_overhead import eager_overhead, host_us_per_layer
+from analysis.fit.host_overhead import eager_overhead, host_us_per_layer
 
 
 def test_eager_forwards_need_only_the_hosts_time_per_layer() -> None:

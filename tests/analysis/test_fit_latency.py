@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.fit_latency import fit_latency, winsorise
+from analysis.fit.latency import fit_latency, winsorise
 from sim.forwards import make_forwards
 from tests.analysis.synthetic import SECONDS_PER_KV_TOKEN, STEPS, TARGET, make_sweep
 

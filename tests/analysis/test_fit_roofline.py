@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.fit_roofline import (
+from analysis.fit.roofline import (
     GROUPS,
     HeldOutError,
     checkerboard,

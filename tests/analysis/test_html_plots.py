@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.html_document import Plot, Table
-from analysis.html_plots import Row, Series, Value, plot_rows, plot_xy
-from analysis.html_scales import fit_scale, round_numbers
+from analysis.html_report.document import Plot, Table
+from analysis.html_report.plots import Row, Series, Value, plot_rows, plot_xy
+from analysis.html_report.scales import fit_scale, round_numbers
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.97, 1.03), (-3.0, 1200.0), (1e-6, 2e-6), (0.0, 7.0)])

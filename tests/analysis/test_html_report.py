@@ -16,10 +16,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from analysis.html_document import Page, Prose, Section
 from analysis.html_report import render, visible, write_html_report
-from analysis.html_runs import command_of
-from analysis.html_sources import read_page
+from analysis.html_report.document import Page, Prose, Section
+from analysis.html_report.runs import command_of
+from analysis.html_report.sources import read_page
 from sim.records import RunMetadata, read_rounds, write_metadata, write_rounds
 from specdec_lab import app
 from tests.analysis.html_outline import Outline, attribute, inside
@@ -228,7 +228,7 @@ def test_the_command_of_a_run_names_its_draft_and_its_policy(name: str, words: l
 def test_a_folder_of_a_server_gives_the_numbers_of_the_command(sources: dict[str, Path]) -> None:
     out = sources["server"]
     found = json.loads(printed("serve-sim", str(out.parent / "server.yaml"), "--json"))
-    from analysis.html_servers import measures
+    from analysis.html_report.servers import measures
 
     values, intervals = measures(pd.read_parquet(out / "requests.parquet"))
     for metric, statistic in (("ttft_seconds", "mean"), ("tpot_seconds", "p90"), ("latency_seconds", "p99")):

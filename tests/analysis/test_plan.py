@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 
 from analysis.fit import ProposalFit
-from analysis.fit_costs import BaselineCosts, DraftCosts, PerRound
-from analysis.fit_latency import fit_latency
+from analysis.fit.costs import BaselineCosts, DraftCosts, PerRound
+from analysis.fit.latency import fit_latency
 from analysis.plan import Crossover, choose, choose_tree, crossover, speedups
-from analysis.plan_acceptance import (
+from analysis.plan.acceptance import (
     DraftLaw,
     exactly,
     from_conditional,
@@ -26,11 +26,11 @@ from analysis.plan_acceptance import (
     from_pooled,
     of_outputs,
 )
-from analysis.plan_batches import batch_factors
-from analysis.plan_costs import CostRatio, MeasuredCosts, ModelCosts, widest
-from analysis.plan_load import Load, under_load
-from analysis.plan_memory import room
-from analysis.plan_sources import acceptance_from, alpha_of_mean, fit_run, of_rounds
+from analysis.plan.batches import batch_factors
+from analysis.plan.costs import CostRatio, MeasuredCosts, ModelCosts, widest
+from analysis.plan.load import Load, under_load
+from analysis.plan.memory import room
+from analysis.plan.sources import acceptance_from, alpha_of_mean, fit_run, of_rounds
 from analysis.pooling import PooledRates
 from analysis.predict import make_design, predict
 from sim.acceptance import IidAcceptance, PartialProposals, PerPositionAcceptance

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from analysis.fit_acceptance import AcceptanceCounts
+from analysis.fit.acceptance import AcceptanceCounts
 from analysis.pooling import PooledRates, fit_offsets, pool
 
 Array = NDArray[np.float64]

@@ -6,7 +6,7 @@ import pytest
 
 from analysis.compare import compare, measured
 from analysis.fit import Calibration, bootstrap_requests, calibrate, calibration_rounds, fit_proposals
-from analysis.fit_costs import fit_per_round
+from analysis.fit.costs import fit_per_round
 from analysis.predict import PromptAcceptance, design_of, predict
 from sim.acceptance import IidAcceptance
 from sim.records import ROUND_SECONDS

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.acceptance_conversion import convert
-from analysis.acceptance_sources import acceptance_of, of_profile, of_rounds, read_acceptance
-from analysis.profile import SpeculationProfile, parse_profile, profile_of, read_profile, write_profile
+from analysis.acceptance.conversion import convert
+from analysis.acceptance.profile import SpeculationProfile, parse_profile, profile_of, read_profile, write_profile
+from analysis.acceptance.sources import acceptance_of, of_profile, of_rounds, read_acceptance
 from sim.acceptance import IidAcceptance
 from sim.records import make_rounds, summarise, write_rounds
 from specdec_lab import main

@@ -15,8 +15,8 @@ from analysis.published import (
     tokens_over_time,
     tokens_per_round,
 )
-from analysis.published_costs import NotGivenError, draft_cost, eager_table, find_device, find_shape, verify_cost
-from analysis.published_rows import COLUMNS, PublishedRow, Range, TreeShape, read_published, tree_shape
+from analysis.published.costs import NotGivenError, draft_cost, eager_table, find_device, find_shape, verify_cost
+from analysis.published.rows import COLUMNS, PublishedRow, Range, TreeShape, read_published, tree_shape
 from sim.acceptance import IidAcceptance
 from sim.engine import simulate_speedup
 from sim.latency import ConstantLatency, TableLatency

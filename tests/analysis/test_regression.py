@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from analysis.acceptance_sources import MeasuredAcceptance, of_rounds
+from analysis.acceptance.sources import MeasuredAcceptance, of_rounds
 from analysis.compare import measured
 from analysis.regression import LENGTH, SPEEDUP, check_regression, speedup_of
 from sim.acceptance import BetaAcceptance

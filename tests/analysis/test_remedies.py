@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.remedies import Facts, acceptance_remedy, break_even, faster, not_loaded_remedy
-from analysis.speedup_loss import RoundCosts
+from analysis.diagnose.remedies import Facts, acceptance_remedy, break_even, faster, not_loaded_remedy
+from analysis.diagnose.speedup_loss import RoundCosts
 from sim.theory import speedup
 
 ONE = np.ones(1)

@@ -6,8 +6,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from analysis.fit_costs import PerRound
-from analysis.speedup_loss import Lengths, RoundCosts, as_seconds, at_better_length, log_losses, shapley
+from analysis.diagnose.speedup_loss import Lengths, RoundCosts, as_seconds, at_better_length, log_losses, shapley
+from analysis.fit.costs import PerRound
 from sim.acceptance import PerPositionAcceptance
 from sim.engine import simulate
 from sim.latency import AffineLatency

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.acceptance_laws import AcceptanceLaw, check_marginal, iid, marginal_of, minimum_variance
-from analysis.synthetic_acceptance import ENGINES, Knob, knobs
+from analysis.acceptance.laws import AcceptanceLaw, check_marginal, iid, marginal_of, minimum_variance
+from analysis.acceptance.synthetic import ENGINES, Knob, knobs
 
 
 def drawn_by(knob: Knob, gamma: int) -> list[float]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paper_figs import dsi_heatmaps, magicdec_context, moe_verify, serving_batch, serving_load
-from sim.topology_theory import dsi_expected_seconds, si_expected_seconds
+from sim.topologies.theory import dsi_expected_seconds, si_expected_seconds
 
 
 class TestDsi:

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from sim.architectures import Work
+from sim.architectures.catalogue import find_architecture
 from sim.hardware import find_device
 from sim.latency import latency_from_json
-from sim.model_shapes import find_architecture
 from sim.roofline import (
     COMMITTED,
     Efficiency,

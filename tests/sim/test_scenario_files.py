@@ -21,11 +21,11 @@ from sim.controllers import RejectionThreshold as Rejection
 from sim.engine import simulate_speedup
 from sim.hardware import Link
 from sim.latency import AffineLatency, ConstantLatency
-from sim.memory import kv_tokens_from_json
 from sim.scenario import Scenario
 from sim.scenario_files import run_scenario, serving_from_json, single_from_json, warm_up_from_json
 from sim.scenario_parts import acceptance_from_json, parse_yaml, read_scenario
 from sim.serving import Objective, Prefill, serve
+from sim.serving.memory import kv_tokens_from_json
 from sim.trees import TokenTree, expected_tokens
 
 TARGET: dict[str, Any] = {"kind": "affine", "fixed_seconds": 0.02, "seconds_per_token": 1e-4}

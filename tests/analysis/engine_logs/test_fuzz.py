@@ -12,9 +12,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from analysis.acceptance_sources import of_log
+from analysis.acceptance.profile import profile_of
+from analysis.acceptance.sources import of_log
 from analysis.engine_logs import ENGINES, read_log
-from analysis.profile import profile_of
 
 SAMPLES = [path.read_bytes() for path in sorted((Path(__file__).parent / "samples").iterdir())]
 NUMBERS = [

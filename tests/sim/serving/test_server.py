@@ -12,9 +12,9 @@ import pytest
 from sim.acceptance import BetaAcceptance, IidAcceptance, MarkovAcceptance, PartialProposals, TraceAcceptance
 from sim.confidence import ConfidenceAcceptance
 from sim.controllers import Bandit, ConfidenceThreshold, FixedGamma, Heuristic, OffAboveLoad, Oracle
+from sim.controllers.latency_costs import LatencyCosts
 from sim.hardware import Link
 from sim.latency import ConstantLatency
-from sim.latency_costs import LatencyCosts
 from sim.serving import Prefill, ServingScenario, Speculation, replica, serve
 from sim.tree_acceptance import TreeAcceptance
 from sim.trees import TokenTree

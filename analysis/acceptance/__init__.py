@@ -1,0 +1,1 @@
+"""Acceptance in every unit that engines and papers use."""
