@@ -26,7 +26,7 @@ from tests.analysis.html_outline import Outline, attribute, inside
 from tests.analysis.synthetic import MODEL_DRAFT
 
 SAMPLES = Path(__file__).parent / "engine_logs" / "samples"
-STYLE = Path(__file__).parents[2] / "analysis" / "templates" / "report.css"
+STYLE = Path(__file__).parents[2] / "analysis" / "html_report" / "templates" / "report.css"
 HOSTILE = (
     "</title><script>window.taken=1</script><img src=x onerror=window.taken=1>\"'><svg/onload=window.taken=1>{{7*7}}"
 )
