@@ -20,6 +20,13 @@ from sim.latency import LatencyModel, latency_from_json
 
 LOOKUP = re.compile(r"(ngram|prompt-lookup|suffix)(?::(\d+))?")
 
+NOT_OF_A_RUN = (
+    *("target", "device", "target_latency", "draft_latency", "draft_cost_ratio"),
+    *("acceptance", "acceptance_ci", "acceptance_rounds"),
+    *("overhead_seconds", "baseline_overhead_seconds", "proposal_seconds"),
+)
+"""what a plan from a run would not heed"""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -94,9 +101,9 @@ def read_inputs(wanted: Wanted) -> Inputs:
         ValueError: what is missing, contradicts itself or cannot be read; says which options give it.
     """
     if wanted.run is not None:
-        given = [name for name in ("target_latency", "draft_latency", "acceptance", "device") if getattr(wanted, name)]
-        if given or wanted.draft_cost_ratio is not None:
-            raise ValueError(f"a run gives latency and acceptance; leave {given or ['draft_cost_ratio']} out")
+        given = [name for name in NOT_OF_A_RUN if getattr(wanted, name) not in (None, 0.0)]
+        if given:
+            raise ValueError(f"a run gives latency and acceptance; leave {', '.join(given)} out")
         run = read_run(wanted.run, wanted.max_gamma, wanted.draft, wanted.categories, wanted.seed)
         return Inputs(
             run.draft,
@@ -105,6 +112,8 @@ def read_inputs(wanted: Wanted) -> Inputs:
             wanted.contexts or (run.context,),
             wanted.batches or (1,),
         )
+    if wanted.categories:
+        raise ValueError("categories are those of a run's prompts; name the run, or leave them out")
     if wanted.acceptance is None:
         raise ValueError("a plan needs acceptance: an alpha, acceptances by position, a round table or a log; or a run")
     target = model_of(wanted, "target")

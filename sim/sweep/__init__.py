@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from sim.acceptance import IntArray
 from sim.sweep.columns import part_table, plain
 from sim.sweep.design import Point, SweepDesign, point_id, scenario_at
-from sim.sweep.merge import keep, merge
+from sim.sweep.merging import keep, merge
 from sim.sweep.parts import (
     Identity,
     clear,

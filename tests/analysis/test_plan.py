@@ -527,7 +527,11 @@ class TestCommand:
                 "cost ratio",
             ),
             (("--target", "llama-3.1-70b", "--draft", "ngram", "--device", "h100", "--acceptance", "0.7"), "GiB"),
-            (("--from", "nowhere", "--acceptance", "0.7"), "leave ['acceptance'] out"),
+            (
+                ("--from", "nowhere", "--acceptance", "0.7", "--overhead-seconds", "1"),
+                "leave acceptance, overhead_seconds out",
+            ),
+            ((*PAIR, "--acceptance", "0.7", "--categories", "code"), "categories are those of a run's prompts"),
             (("--from", "nowhere"), "no round table at nowhere"),
         ],
     )

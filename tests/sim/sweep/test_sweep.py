@@ -17,7 +17,6 @@ import pytest
 from sim import sweep
 from sim.scenario_files import run_scenario
 from sim.sweep import RunPoint, SweepResult, chunk_size, run_sweep
-from sim.sweep import merge as sweep_merge
 from sim.sweep import workers as sweep_workers
 from sim.sweep.design import SweepDesign
 from sim.sweep.parts import locked, parts_folder
@@ -86,7 +85,7 @@ def test_the_table_is_the_same_wherever_it_runs_and_however_points_fall_into_chu
     assert one.equals(result("two.parquet", jobs=2), check_metadata=True)
     assert one.equals(result("dask.parquet", dask=cluster), check_metadata=True)
     monkeypatch.setattr(sweep, "LIMIT_SECONDS", 0)
-    monkeypatch.setattr(sweep_merge, "BLOCK", 7)
+    monkeypatch.setattr("sim.sweep.merging.BLOCK", 7)
     assert one.equals(result("single.parquet", jobs=1), check_metadata=True)
     assert one.equals(result("single-two.parquet", jobs=2), check_metadata=True)
     monkeypatch.setattr(sweep, "MAX_CHUNK", 3)
@@ -175,7 +174,7 @@ sweep.run_sweep(design, Path(out), run_point=counted, jobs=int(jobs), progress=k
 def test_a_killed_sweep_goes_on_where_it_was(jobs: int, tmp_path: Path, log: Path) -> None:
     out = tmp_path / "sweep.parquet"
     command = [sys.executable, "-c", KILLED, str(log), str(out), str(jobs)]
-    killed = subprocess.Popen(command, cwd=Path(__file__).parents[2], start_new_session=True)
+    killed = subprocess.Popen(command, cwd=Path(__file__).parents[3], start_new_session=True)
     assert killed.wait() == -signal.SIGKILL
     with suppress(ProcessLookupError):
         os.killpg(killed.pid, signal.SIGTERM)  # its workers would wait for a while for more work
@@ -254,7 +253,7 @@ def test_a_grown_design_runs_only_its_new_points(
 ) -> None:
     """More values, a new order, more replications, and a parameter that the smaller design left at its base."""
     monkeypatch.setattr(sweep, "LIMIT_SECONDS", 0)
-    monkeypatch.setattr(sweep_merge, "BLOCK", 4)
+    monkeypatch.setattr("sim.sweep.merging.BLOCK", 4)
     out, fresh = tmp_path / "sweep.parquet", tmp_path / "fresh.parquet"
     base = {"folder": str(log), "z": 1}
     small = counting(log, scenario=base, grid={"x": {"range": [0, 10]}})
@@ -325,7 +324,8 @@ def test_another_sweep_in_the_same_place_is_refused(
 def test_rows_of_other_code_are_refused(tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "sweep.parquet"
     run_sweep(counting(log), out, run_point=counted, jobs=1)
-    monkeypatch.setattr(sweep, "__file__", str(tmp_path / "sim" / "sweep.py"))  # a simulator with other sources
+    elsewhere = tmp_path / "sim" / "sweep" / "__init__.py"  # a simulator with other sources
+    monkeypatch.setattr(sweep, "__file__", str(elsewhere))
     with pytest.raises(ValueError, match=r"rows of another sweep: code was .* and is "):
         run_sweep(counting(log), out, run_point=counted, jobs=1)
 
@@ -431,7 +431,7 @@ def test_a_cluster_without_workers_and_a_missing_dask_are_named(
 def test_the_example_runs(tmp_path: Path) -> None:
     """Every value of alpha goes with the same runs, and a higher one gives more tokens a round."""
     out = tmp_path / "sweep.parquet"
-    design = read_design(Path(__file__).parents[2] / "sim" / "scenarios" / "sweep.yaml")
+    design = read_design(Path(__file__).parents[3] / "sim" / "scenarios" / "sweep.yaml")
     assert run_sweep(design, out, jobs=1) == SweepResult(out, 400, 0, 0, None)
     made = pq.read_table(out).group_by("acceptance.alpha").aggregate([("block_efficiency", "mean"), ([], "count_all")])
     rows = made.sort_by("acceptance.alpha").to_pydict()

@@ -163,7 +163,7 @@ def test_bad_input_is_named() -> None:
         dsi_servers(0.0, 1.0, 1)
     with pytest.raises(ValueError, match=r"target_servers >= 1 .* got 0"):
         dsi_lookahead(0.1, 1.0, 0)
-    with pytest.raises(ValueError, match=r"a block of 5 .* simulate it with sim\.dsi"):
+    with pytest.raises(ValueError, match=r"a block of 5 .* simulate it with sim\.topologies\.dsi"):
         dsi_expected_seconds(0.5, 10, 0.3, 1.0, 5)
     with pytest.raises(ValueError, match=r"a link's bandwidth must be > 0 bytes/s, got 0"):
         remote_round_seconds(1, 0.1, 1.0, Link(0, 0.1), DraftMessage())
