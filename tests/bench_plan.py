@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -18,14 +18,16 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.compare import measured
+from analysis.interruptions import cap_interruptions
 from analysis.plan import choose
-from analysis.plan.acceptance import of_outputs
+from analysis.plan.acceptance import DraftLaw, of_outputs
 from analysis.plan.sources import MeasuredRun, fit_run
 from real.loading import EMBEDDED, Target, load_draft, load_target
 from real.measure import Configuration, measure_prompts, time_forwards
 from real.prompt_sets import Prompt, read_prompts
 from real.prompt_sets import choose as choose_prompts
 from real.sampling import SamplingSettings
+from sim.records import ROUND_SECONDS
 
 GREEDY = SamplingSettings(0.0)
 DRAFTS = ("int8", "distilled", "prompt-lookup", "suffix")
@@ -43,6 +45,8 @@ class Sizes:
     evaluation_prompts: int = 1
     """per category; of copying categories twice as many"""
     evaluation_tokens: int = 32
+    batch_tokens: int = 64
+    """of each prompt of a batch"""
     sweeps: int = 6
     gammas: tuple[int, ...] = tuple(range(1, 9))
 
@@ -112,11 +116,13 @@ def calibrate_on(target: Target, drafts: Sequence[str], batches: Sequence[int], 
     return Calibrated(pd.concat(rounds, ignore_index=True), batched, pd.concat(forwards, ignore_index=True))
 
 
-def evaluation_of(target: Target, draft: str, groups: Sequence[Sequence[Prompt]], sizes: Sizes) -> pd.DataFrame:
+def evaluation_of(
+    target: Target, draft: str, groups: Sequence[Sequence[Prompt]], sizes: Sizes, new_tokens: int
+) -> pd.DataFrame:
     """Rounds of one draft at every draft length, and of the baseline."""
     loaded = load_draft(draft, target, GREEDY)
     configurations = [Configuration(None, 0), *(Configuration(loaded, gamma) for gamma in sizes.gammas)]
-    return decode(target, groups, configurations, sizes.evaluation_tokens, "evaluation")
+    return decode(target, groups, configurations, new_tokens, "evaluation")
 
 
 def decode(
@@ -138,16 +144,40 @@ def decode(
     )
 
 
-def case_of(run: MeasuredRun, rounds: pd.DataFrame, batch: int, prompts: str, sizes: Sizes) -> Case:
-    """Compare a plan with what was measured; it knows the length of the outputs and how long prompts are."""
-    table = measured(rounds.assign(category="all"))
-    speedups = {0: 1.0} | dict(zip(table["gamma"].tolist(), table["measured"].tolist(), strict=True))
-    context = float(rounds.loc[rounds["gamma"] == 0, "context"].mean())
-    law = of_outputs(run.law, sizes.evaluation_tokens, shortened=True)
+def case_of(
+    run: MeasuredRun, law: DraftLaw, speedups: Mapping[int, float], batch: int, context: float, prompts: str
+) -> Case:
+    """Compare a plan with the speedups that were measured, by draft length; plain decoding is among them."""
+    found = {0: 1.0, **speedups}
     planned = {0: 1.0} | {one.gamma: one.speedup for one in choose(law, run.costs, batch, context).by_gamma}
     # of the draft lengths that were measured
-    gamma, best = (max(speedups, key=lambda gamma: curve[gamma]) for curve in (planned, speedups))
-    return Case(run.draft, batch, prompts, gamma, planned[gamma], speedups[gamma], best, speedups[best])
+    gamma, best = (max(found, key=lambda gamma: curve[gamma]) for curve in (planned, found))
+    return Case(run.draft, batch, prompts, gamma, planned[gamma], found[gamma], best, found[best])
+
+
+def of_requests(run: MeasuredRun, rounds: pd.DataFrame, sizes: Sizes, prompts: str) -> Case:
+    """The case of prompts that were decoded one by one; the plan knows how long outputs are."""
+    table = measured(rounds.assign(category="all"))
+    speedups = dict(zip(table["gamma"].tolist(), table["measured"].tolist(), strict=True))
+    law = of_outputs(run.law, sizes.evaluation_tokens, shortened=True)
+    return case_of(run, law, speedups, 1, context_of(rounds), prompts)
+
+
+def of_batch(run: MeasuredRun, rounds: pd.DataFrame, batch: int) -> Case:
+    """The case of prompts that were decoded together, as long as all of them were.
+
+    A plan's batches stay full, so each request counts by its seconds per token until the first of them ended.
+    """
+    full = cap_interruptions(rounds[rounds["batch"] == batch])
+    sums = full.groupby(["gamma", "request_id"])[["emitted", *ROUND_SECONDS]].sum()
+    tpot = (sums[list(ROUND_SECONDS)].sum(axis=1) / sums["emitted"]).groupby("gamma").mean()
+    speedups = {int(gamma): float(tpot[0] / tpot[gamma]) for gamma in tpot.index if gamma}
+    return case_of(run, run.law, speedups, batch, context_of(full), "mixed")
+
+
+def context_of(rounds: pd.DataFrame) -> float:
+    """Mean tokens known before a step without speculation."""
+    return float(rounds.loc[rounds["gamma"] == 0, "context"].mean())
 
 
 def bench(
@@ -174,17 +204,16 @@ def bench(
     singles += [[prompt] for prompt in chosen[half:] if prompt.category in COPYING]
     cases = []
     for draft in drafts:
-        run = calibrated.run(draft, sizes)
-        rounds = evaluation_of(target, draft, singles, sizes)
-        everywhere = rounds["request_id"].isin([prompt.id for prompt in chosen[:half]])
-        cases.append(case_of(run, rounds[everywhere], 1, "all", sizes))
-        copying = calibrated.run(draft, sizes, COPYING)
-        cases.append(case_of(copying, rounds[rounds["category"].isin(COPYING)], 1, "copying", sizes))
+        rounds = evaluation_of(target, draft, singles, sizes, sizes.evaluation_tokens)
+        first = rounds["request_id"].isin([prompt.id for prompt in chosen[:half]])
+        cases.append(of_requests(calibrated.run(draft, sizes), rounds[first], sizes, "all"))
+        own = rounds[rounds["category"].isin(COPYING)]
+        cases.append(of_requests(calibrated.run(draft, sizes, COPYING), own, sizes, "copying"))
         for batch in batches:
             if batch > 1:
-                rounds = evaluation_of(target, draft, [chosen[:batch]], sizes)
+                rounds = evaluation_of(target, draft, [chosen[:batch]], sizes, sizes.batch_tokens)
                 mixed = calibrated.run(draft, sizes, [prompt.category for prompt in chosen[:batch]])
-                cases.append(case_of(mixed, rounds, batch, "mixed", sizes))
+                cases.append(of_batch(mixed, rounds, batch))
     return cases
 
 
@@ -196,7 +225,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     began = time.perf_counter()
-    reduced = ("int8", "prompt-lookup"), (1,), Sizes(2, 48, 1, 32, 4, (1, 2, 4, 8))
+    reduced = ("int8", "prompt-lookup"), (1,), Sizes(sweeps=4, gammas=(1, 2, 4, 8))
     cases = bench(*reduced) if options.reduced else bench()
     print_cases(cases)
     good = sum(case.good for case in cases)

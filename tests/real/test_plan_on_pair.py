@@ -8,9 +8,9 @@ from analysis.plan import choose
 from real.loading import Target
 from real.prompt_sets import choose as choose_prompts
 from real.prompt_sets import read_prompts
-from tests.bench_plan import Sizes, calibrate_on, case_of, evaluation_of
+from tests.bench_plan import Sizes, calibrate_on, evaluation_of, of_batch
 
-SIZES = Sizes(1, 6, 1, 6, 3, (1, 2))
+SIZES = Sizes(calibration_prompts=1, calibration_tokens=6, sweeps=3, gammas=(1, 2))
 
 
 @pytest.mark.pair
@@ -23,9 +23,9 @@ def test_a_plan_reads_calibration_only_and_answers_for_every_timed_batch(pair: T
     with pytest.raises(ValueError, match="batch=3 lies outside"):
         choose(run.law, run.costs, 3, 100)
     prompts = choose_prompts(read_prompts(), "evaluation", 1)[:2]
-    rounds = evaluation_of(pair, "prompt-lookup", [prompts], SIZES)
+    rounds = evaluation_of(pair, "prompt-lookup", [prompts], SIZES, 6)
     assert not set(rounds["request_id"]) & set(calibrated.rounds["request_id"])
     assert rounds["batch"].max() == 2
-    case = case_of(run, rounds, 2, "all", SIZES)
+    case = of_batch(run, rounds, 2)
     assert case.gamma in (0, 1, 2)
     assert case.measured <= case.best
