@@ -6,8 +6,8 @@ A round emits its tokens in the time of its draft forwards and one verification,
 
 in units of a target forward with one new token: exact where every round costs the same, which is what `sim.engine`
 simulates for constant latencies. No measured speedup enters a prediction. Intervals hold what is uncertain in the
-inputs: the digits that are not printed, the spread of alpha over prompts, and the error of what is modelled; they do
-not hold engine time that a source leaves out.
+inputs: the digits that are not printed, the spread of alpha over prompts, and the error of what is modelled; and, for
+what a source leaves out, what the intervals of other sources missed (`analysis.published.other_sources`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pandas as pd
 from scipy.special import roots_jacobi
 
 from analysis.published.costs import Cost, NotGivenError, draft_cost, verify_cost
+from analysis.published.other_sources import missed_by_others
 from analysis.published.rows import PublishedRow, Range
 from sim.acceptance import AcceptanceModel, BetaAcceptance, IidAcceptance
 from sim.theory import expected_tokens
@@ -30,6 +31,12 @@ BETWEEN_PROMPTS, MOST_BETWEEN_PROMPTS = 0.053, 0.10
 
 LABELS = ("source", "table", "target", "draft", "task", "batch", "hardware", "gamma")
 """columns of a table of predictions that are copied from the rows"""
+NUMBERS = (
+    *("measured", "half_printed", "predicted", "lo", "hi", "formula", "source_prediction"),
+    *("tokens", "draft_cost", "verify_cost"),
+)
+COLUMNS = ("row", *LABELS, *NUMBERS, "basis", "reason")
+"""columns that a row's own numbers give"""
 
 
 class Prediction(NamedTuple):
@@ -123,44 +130,51 @@ def plain_formula(row: PublishedRow) -> float | None:
     return tokens / (gamma * ratio.value + 1)
 
 
-def predict_published(rows: Sequence[PublishedRow]) -> pd.DataFrame:
+def predict_published(rows: Sequence[PublishedRow], reference: Sequence[PublishedRow] = ()) -> pd.DataFrame:
     """Predict every row that has what a prediction needs.
 
+    Args:
+        rows: of any sources.
+        reference: measured rows, whose sources other than a row's own say how far intervals miss; without three such
+            sources an interval holds what is uncertain in the inputs alone.
+
     Returns:
-        One row each: `row` (from 1), the labels, `measured`, `predicted`, `lo`, `hi`, `error_percent`, `covered` (the
-        measured value, as far as it is printed, lies in the interval), `formula` and `formula_error_percent`,
+        One row each: `row` (from 1), the labels, `measured`, `predicted`, `lo` and `hi` (a 95% interval), `lo_inputs`
+        and `hi_inputs` (of that, what is uncertain in the inputs), `error_percent`, `covered` (the measured value, as
+        far as it is printed, lies in the interval) and `covered_by_inputs`, `formula` and `formula_error_percent`,
         `source_prediction` and `source_error_percent`, `tokens`, `draft_cost` and `verify_cost` (target forwards),
         `basis` (where both are from), and `reason` where the row was not predicted. What is missing is NaN or None.
     """
-    table = pd.DataFrame([record(row) for row in rows])
-    numbers = ["measured", "predicted", "lo", "hi", "formula", "source_prediction", "tokens"]
-    table = table.astype(dict.fromkeys([*numbers, "draft_cost", "verify_cost", "half_printed"], np.float64))
+    table, others = _by_inputs(rows), _by_inputs(reference)
+    missed = {source: missed_by_others(others, source) for source in table["source"].unique()}
+    table["lo"] *= [missed[source].lower for source in table["source"]]
+    table["hi"] *= [missed[source].upper for source in table["source"]]
     for name, column in (("error", "predicted"), ("formula_error", "formula"), ("source_error", "source_prediction")):
         table[f"{name}_percent"] = 100 * (table[column] / table["measured"] - 1)
-    held = (table["lo"] - table["half_printed"] <= table["measured"]) & (
-        table["measured"] <= table["hi"] + table["half_printed"]
-    )
-    table["covered"] = held.astype(object).where(table["error_percent"].notna(), None)
+    for name, suffix in (("covered", ""), ("covered_by_inputs", "_inputs")):
+        least, most = table[f"lo{suffix}"] - table["half_printed"], table[f"hi{suffix}"] + table["half_printed"]
+        held = table["measured"].between(least, most)
+        table[name] = held.astype(object).where(table["error_percent"].notna(), None)
     return table[[*(name for name in table if name not in ("basis", "reason", "half_printed")), "basis", "reason"]]
+
+
+def _by_inputs(rows: Sequence[PublishedRow]) -> pd.DataFrame:
+    """The table of `predict_published` before errors, with intervals from the inputs alone."""
+    table = pd.DataFrame([record(row) for row in rows], columns=list(COLUMNS))
+    table = table.astype(dict.fromkeys(NUMBERS, np.float64))
+    return table.assign(lo_inputs=table["lo"], hi_inputs=table["hi"])
 
 
 def record(row: PublishedRow) -> dict[str, Any]:
     """A row of `predict_published`."""
     measured, source = row.given("speedup_measured"), row.given("speedup_predicted_by_source")
-    cells: dict[str, Any] = {"row": row.number, **{name: row.text.get(name, "") for name in LABELS}}
+    cells: dict[str, Any] = dict.fromkeys(COLUMNS)
+    cells |= {"row": row.number, **{name: row.text.get(name, "") for name in LABELS}}
     cells |= {
         "measured": measured and measured.value,
         "half_printed": measured and measured.hi - measured.value,
-        "predicted": None,
-        "lo": None,
-        "hi": None,
         "formula": plain_formula(row),
         "source_prediction": source and source.value,
-        "tokens": None,
-        "draft_cost": None,
-        "verify_cost": None,
-        "basis": None,
-        "reason": None,
     }
     try:
         speedup, tokens, draft, verify = predict_row(row)
@@ -183,9 +197,10 @@ def score_published(predictions: pd.DataFrame) -> pd.DataFrame:
     Returns:
         By source: `rows`, `predicted` (of them, with a measured speedup), `mape`, `bias` (the mean error, its sign
         kept), `max_error` (the largest in size), `coverage` (share of the intervals that hold the measured value),
-        `formula_rows` and `formula_mape` (the plain formula on those of the predicted rows that give what it needs),
-        `same_rows_mape` (ours on these), `source_rows` and `source_mape` (the source's own predictions), and `reason`,
-        the commonest one for which rows are not predicted. NaN where there are none.
+        `coverage_by_inputs` (of those from the inputs alone), `formula_rows` and `formula_mape` (the plain formula on
+        those of the predicted rows that give what it needs), `same_rows_mape` (ours on these), `source_rows` and
+        `source_mape` (the source's own predictions), and `reason`, the commonest one for which rows are not predicted.
+        NaN where there are none.
     """
     scores = []
     for source, rows in predictions.groupby("source", sort=False):
@@ -201,6 +216,7 @@ def score_published(predictions: pd.DataFrame) -> pd.DataFrame:
                 "bias": error.mean(),
                 "max_error": error.abs().max(),
                 "coverage": scored["covered"].astype(np.float64).mean(),
+                "coverage_by_inputs": scored["covered_by_inputs"].astype(np.float64).mean(),
                 "formula_rows": len(by_formula),
                 "formula_mape": by_formula["formula_error_percent"].abs().mean(),
                 "same_rows_mape": by_formula["error_percent"].abs().mean(),
