@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from analysis.compare import score
-from paper_figs.style import COLUMN_INCHES, GUIDE, INK, MARKERS, new_figure, palette, style
+from paper_figs.predicted_vs_measured import figure_of
 from sim.records import read_metadata
 
 NAME = "lab_predictions"
@@ -24,16 +19,6 @@ CAPTION = (
     "{error:.1f}% [{low:.1f}, {high:.1f}]; {coverage:.0%} of the measured values lie in the predicted intervals."
 )
 RUN = Path(__file__).parents[1] / "docs" / "lab"
-FILLS: tuple[Literal["full", "none", "left", "bottom", "right", "top"], ...] = (
-    "full",
-    "none",
-    "left",
-    "bottom",
-    "right",
-    "top",
-)
-MARK: dict[str, Any] = {"linestyle": "none", "markersize": 4.6, "markeredgewidth": 0.8, "markerfacecoloralt": "white"}
-BAND = 0.05
 
 
 def data(run: Path = RUN) -> pd.DataFrame:
@@ -66,51 +51,5 @@ def caption(table: pd.DataFrame) -> str:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """A mark a configuration: its shape and colour are the category, its filling the draft.
-
-    Raises:
-        ValueError: there are more categories or drafts than can be told apart without colour.
-    """
-    drafts, categories = (list(dict.fromkeys(table[name])) for name in ("draft", "category"))
-    if len(drafts) > len(FILLS) or len(categories) > len(MARKERS):
-        raise ValueError(
-            f"{len(FILLS)} drafts and {len(MARKERS)} categories can be told apart in one figure, got {len(drafts)} and "
-            f"{len(categories)}; `specdec compare` draws them by colour"
-        )
-    looks = dict(zip(categories, zip(MARKERS, palette(len(categories)), strict=False), strict=True))
-    with style():
-        figure = new_figure(COLUMN_INCHES, 1.2 * COLUMN_INCHES)
-        axes = figure.add_subplot()
-        _guides(axes, table)
-        for row in table.to_dict("records"):
-            marker, colour = looks[row["category"]]
-            bar: dict[str, Any] = {"color": colour, "linewidth": 0.5, "alpha": 0.6}
-            axes.hlines(row["predicted"], row["measured_lo"], row["measured_hi"], **bar)
-            axes.vlines(row["measured"], row["predicted_lo"], row["predicted_hi"], **bar)
-            fill = FILLS[drafts.index(row["draft"])]
-            axes.plot(row["measured"], row["predicted"], marker=marker, fillstyle=fill, color=colour, **MARK)
-        axes.set(xlabel="Measured speedup (×)", ylabel="Predicted speedup (×)", aspect="equal")
-        marks: list[Line2D | Patch] = [
-            Line2D([], [], marker=marker, color=colour, label=name, **MARK) for name, (marker, colour) in looks.items()
-        ]
-        marks += [
-            Line2D([], [], marker="o", color=INK, fillstyle=fill, label=name, **MARK)
-            for name, fill in zip(drafts, FILLS, strict=False)
-        ]
-        marks.append(Patch(facecolor=GUIDE, alpha=0.3, linewidth=0, label=f"within {BAND:.0%}"))
-        figure.legend(handles=marks, loc="outside upper center", ncols=3, columnspacing=1.2, handletextpad=0.3)
-        return figure
-
-
-def _guides(axes: Axes, table: pd.DataFrame) -> None:
-    """Limits that hold every interval, the line of equality with the band around it, and the lines of breaking even."""
-    columns = [f"{name}{end}" for name in ("predicted", "measured") for end in ("", "_lo", "_hi")]
-    values = table[columns].to_numpy(np.float64)
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    margin = max(0.04 * (high - low), 0.02 * high)
-    ends = np.array([low - margin, high + margin])
-    axes.fill_between(ends, ends * (1 - BAND), ends * (1 + BAND), color=GUIDE, alpha=0.18, linewidth=0, zorder=0)
-    axes.plot(ends, ends, color=GUIDE, linewidth=0.7, zorder=1)
-    for line in (axes.axvline, axes.axhline):
-        line(1, color=GUIDE, linewidth=0.5, linestyle=(0, (1, 2)), zorder=1)
-    axes.set(xlim=tuple(ends), ylim=tuple(ends))
+    """A mark a configuration, as `specdec lab` draws them."""
+    return figure_of(table)

@@ -6,9 +6,11 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from paper_figs import distillation_curve
-from paper_figs.predicted_vs_measured import draw
+from paper_figs.predicted_vs_measured import draw, figure_of
 from paper_figs.style import COLUMN_INCHES, palette
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -53,10 +55,31 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, comparison: pd.DataFram
         draw(comparison.iloc[:0], tmp_path)
     with pytest.raises(ValueError, match="holds 10 colours, got 12"):
         palette(12)
-    crowd = comparison.head(9).assign(draft=[f"draft-{i}" for i in range(9)])
-    with pytest.raises(ValueError, match="8 drafts can be told apart in one figure, got 9"):
+    crowd = pd.concat([comparison.head(1).assign(draft=f"draft-{i}") for i in range(13)])
+    with pytest.raises(ValueError, match="12 drafts and 10 categories can be told apart in one figure, got 13 and 1"):
         draw(crowd, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_drafts_and_categories_are_told_apart_without_colour(comparison: pd.DataFrame) -> None:
+    one = comparison.head(1)
+    crowd = pd.concat([one.assign(draft=f"d{i}", category=f"c{j}") for i in range(12) for j in range(10)])
+    marks = [line for line in figure_of(crowd).axes[0].get_lines() if line.get_linestyle() == "None"]
+    looks = {(line.get_marker(), line.get_fillstyle(), line.get_markersize()) for line in marks}
+    assert len(looks) == len(marks) == 120
+
+
+def test_text_can_be_read_at_a_column_s_width(comparison: pd.DataFrame, tmp_path: Path) -> None:
+    sizes = []
+
+    def note(figure: Figure, *rest: object) -> dict[str, Path]:
+        sizes.extend(text.get_fontsize() for text in figure.findobj(Text) if text.get_text().strip())
+        return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("paper_figs.predicted_vs_measured.save", note)
+        draw(comparison, tmp_path, "A caption of the length that a run has, with its device and threads. " * 3)
+    assert min(sizes) >= 6
 
 
 def test_a_distillation_curve_is_written_with_its_data(tmp_path: Path) -> None:

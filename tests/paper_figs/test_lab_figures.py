@@ -30,8 +30,8 @@ class TestPredictions:
         assert f"{100 * error:.1f}%" in readme
 
     def test_too_many_categories_are_refused(self) -> None:
-        crowd = pd.concat([self.table.assign(category=f"c{n}") for n in range(9)])
-        with pytest.raises(ValueError, match="8 categories can be told apart"):
+        crowd = pd.concat([self.table.assign(category=f"c{n}") for n in range(11)])
+        with pytest.raises(ValueError, match="10 categories can be told apart"):
             lab_predictions.draw(crowd)
 
     def test_a_folder_without_a_comparison_is_refused(self, tmp_path: Path) -> None:
