@@ -33,6 +33,7 @@ FIGURES: tuple[str, ...] = (
     "serving_load",
     "magicdec_context",
     "moe_verify",
+    "published_predictions",
     "lab_predictions",
     "lab_waterfall",
     "sampler_power",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from analysis.losslessness import CORRECT, MUTANTS, POWER
 from analysis.losslessness.check import plan
 from analysis.losslessness.power import detectable_tv
-from paper_figs import lab_predictions, lab_waterfall, mutants_by_tests, sampler_power
+from analysis.published import predict_published, score_published
+from analysis.published.rows import read_published
+from paper_figs import lab_predictions, lab_waterfall, mutants_by_tests, published_predictions, sampler_power
 
 
 class TestPredictions:
@@ -37,6 +40,24 @@ class TestPredictions:
     def test_a_folder_without_a_comparison_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"holds no comparison\.csv; give --run"):
             lab_predictions.data(tmp_path)
+
+
+class TestPublished:
+    table = published_predictions.data()
+
+    def test_rows_are_those_that_the_command_predicts(self) -> None:
+        rows = read_published(published_predictions.PUBLISHED)
+        assert len(self.table) == score_published(predict_published(rows))["predicted"].sum()
+        by_panel = score_published(self.table.assign(source=self.table["panel"]))
+        by_source = score_published(self.table)
+        np.testing.assert_allclose(by_panel["mape"], by_source["mape"], atol=1e-9)
+
+    def test_caption_states_the_coverage_counted_by_hand(self) -> None:
+        half = 0.005 + 1e-9  # of the last digit that most sources print
+        held = self.table["measured"].between(self.table["lo"] - half, self.table["hi"] + half).mean()
+        stated = re.search(r"which hold (\d+)% of", published_predictions.caption(self.table))
+        assert stated
+        assert abs(int(stated[1]) - 100 * held) <= 1.5
 
 
 class TestWaterfall:
