@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from analysis.diagnose import Diagnosis
@@ -17,10 +20,12 @@ from paper_figs.style import COLUMN_INCHES, new_figure, palette, save, style
 NAME = "waterfall"
 GUIDE = "#8a8a8a"
 IDEAL, MEASURED = "ideal", "measured"
-UNKNOWN = "not told apart"
-"""what a log without the parts of a round leaves open"""
 COLOURS = dict(zip((MEASURED, "cause", "gain"), palette(3), strict=True)) | {IDEAL: (0.55, 0.55, 0.55)}
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100)
+FINE_TICKS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9, 10)
+BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+FINE_RANGE = 2.5
+"""largest over smallest speedup up to which the axis needs finer ticks"""
 
 
 def steps_of(diagnosis: Diagnosis) -> pd.DataFrame:
@@ -39,19 +44,13 @@ def steps_of(diagnosis: Diagnosis) -> pd.DataFrame:
     if diagnosis.speedup is None or diagnosis.ideal_speedup is None:
         raise ValueError("a waterfall ends at the measured speedup, which is not known; give a baseline")
     before = diagnosis.ideal_speedup
-    rows: list[dict[str, object]] = [
+    rows: list[dict[str, Any]] = [
         {"step": IDEAL, "kind": IDEAL, "speedup_before": 1.0, "speedup_after": before},
     ]
     for kind, group in (("cause", diagnosis.causes), ("gain", diagnosis.gains)):
         for one in group:
             rows.append(_step(one, kind, before))
-            before *= float(np.exp(-one.log_loss))
-    if not np.isclose(before, diagnosis.speedup, rtol=1e-6):
-        share = 1 - sum(one.share or 0.0 for one in diagnosis.causes)
-        rows.append(
-            {"step": UNKNOWN, "kind": "cause", "speedup_before": before}
-            | {"speedup_after": diagnosis.speedup, "share": share}
-        )
+            before = float(rows[-1]["speedup_after"])
     low, high = diagnosis.speedup_ci or (np.nan, np.nan)
     rows.append(
         {"step": MEASURED, "kind": MEASURED, "speedup_before": 1.0, "speedup_after": diagnosis.speedup}
@@ -63,7 +62,7 @@ def steps_of(diagnosis: Diagnosis) -> pd.DataFrame:
 
 
 def draw(diagnosis: Diagnosis, out_dir: Path, caption: str = "") -> dict[str, Path]:
-    """Draw the waterfall on a log scale, with 95% intervals and each cause's share of the loss.
+    """Draw the waterfall on a log scale, with 95% intervals, each cause's share of the loss and what it costs.
 
     Args:
         diagnosis: with a speedup.
@@ -78,19 +77,26 @@ def draw(diagnosis: Diagnosis, out_dir: Path, caption: str = "") -> dict[str, Pa
     """
     steps = steps_of(diagnosis)
     with style():
-        figure = new_figure(COLUMN_INCHES, 0.75 + 0.26 * len(steps))
-        axes = figure.add_subplot()
-        _bars(axes, steps)
-        _axes(axes, steps)
+        figure = plot(steps)
         if caption:
-            figure.supxlabel("\n".join(wrap(caption, 80)), fontsize=5.5, color="#555555", x=0.5, linespacing=1.3)
+            figure.supxlabel("\n".join(wrap(caption, 74)), fontsize=6, color="#555555", x=0.5, linespacing=1.3)
         return save(figure, steps, out_dir, NAME, caption)
 
 
-def _step(cause: Cause, kind: str, before: float) -> dict[str, object]:
+def plot(steps: pd.DataFrame) -> Figure:
+    """The figure of what `steps_of` returns, one column wide, in the style that is in force."""
+    figure = new_figure(COLUMN_INCHES, 0.75 + 0.26 * len(steps))
+    axes = figure.add_subplot()
+    _bars(axes, steps)
+    _axes(axes, steps)
+    return figure
+
+
+def _step(cause: Cause, kind: str, before: float) -> dict[str, Any]:
     """One cause as a row."""
+    assert cause.log_loss is not None  # known wherever the speedup is
     low, high = cause.log_loss_ci or (np.nan, np.nan)
-    row: dict[str, object] = {
+    row: dict[str, Any] = {
         "step": cause.name,
         "kind": kind,
         "speedup_before": before,
@@ -107,7 +113,7 @@ def _step(cause: Cause, kind: str, before: float) -> dict[str, object]:
 
 
 def _bars(axes: Axes, steps: pd.DataFrame) -> None:
-    """A bar a step, its interval, and its share; thin lines carry the running speedup from step to step."""
+    """A bar a step, its interval, and its numbers; thin lines carry the running speedup from step to step."""
     for y, row in enumerate(steps.to_dict("records")):
         ends = sorted((row["speedup_before"], row["speedup_after"]))
         axes.barh(y, ends[1] - ends[0], left=ends[0], height=0.62, color=COLOURS[row["kind"]], linewidth=0, zorder=2)
@@ -124,10 +130,24 @@ def _bars(axes: Axes, steps: pd.DataFrame) -> None:
         )
         if y + 1 < len(steps):
             axes.vlines(row["speedup_after"], y + 0.31, y + 0.69, color=GUIDE, linewidth=0.6, zorder=1)
-        total = row["kind"] in (IDEAL, MEASURED)
-        text = f"{row['speedup_after']:.2f}×" if total else "gain" if row["kind"] == "gain" else f"{row['share']:.0%}"
         right = np.nanmax([*ends, row["speedup_after_hi"]])
-        axes.annotate(text, (right, y), (3, 0), textcoords="offset points", va="center", fontsize=6.5)
+        axes.annotate(
+            _label(row),
+            (right, y),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=6.5,
+            zorder=3,
+            bbox=BEHIND,
+        )
+
+
+def _label(row: Mapping[Any, Any]) -> str:
+    """A total's speedup; a cause's share of the loss and what it costs."""
+    if row["kind"] in (IDEAL, MEASURED):
+        return f"{row['speedup_after']:.2f}×"
+    return f"{'gain' if row['kind'] == 'gain' else format(row['share'], '.0%')}, {row['ms_per_token']:.3g} ms"
 
 
 def _axes(axes: Axes, steps: pd.DataFrame) -> None:
@@ -136,9 +156,10 @@ def _axes(axes: Axes, steps: pd.DataFrame) -> None:
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     room = (high / low) ** 0.04
     axes.set_xscale("log")
-    axes.set_xlim(low / room, high * room**4)
+    axes.set_xlim(low / room, high * room**8)
     axes.set_ylim(len(steps) - 0.4, -0.6)
-    ticks = [tick for tick in TICKS if low / room <= tick <= high * room]
+    known = FINE_TICKS if high / low < FINE_RANGE else TICKS
+    ticks = [tick for tick in known if low / room <= tick <= high * room]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -146,4 +167,4 @@ def _axes(axes: Axes, steps: pd.DataFrame) -> None:
     axes.axvline(1, color=GUIDE, linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
     axes.set_yticks(range(len(steps)), ["\n".join(wrap(str(step).replace("_", " "), 16)) for step in steps["step"]])
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("Speedup (×); % of the loss")
+    axes.set_xlabel("Speedup (×); % of the loss, ms per token")

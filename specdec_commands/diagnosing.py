@@ -25,7 +25,10 @@ def diagnose(
     ],
     baseline: Annotated[
         Path | None,
-        typer.Option(help="The same without speculation; left out, the plain steps (gamma 0) in the round table."),
+        typer.Option(
+            help="The same without speculation, a round table or a log that holds times; left out, the plain steps "
+            "(gamma 0) in the round table."
+        ),
     ] = None,
     draft: Annotated[str | None, typer.Option(help="Which draft, where the table holds several.")] = None,
     gamma: Annotated[int | None, typer.Option(help="Which draft length, where the table holds several.")] = None,
@@ -37,11 +40,14 @@ def diagnose(
 ) -> None:
     """Say what keeps the speedup below the ideal, cause by cause, and what to do about each.
 
-    The ideal is gamma + 1 tokens for the price of one plain step. Causes share the loss by Shapley values; a cause's
-    seconds per token are what it costs.
+    The ideal is what a good draft (an acceptance rate of 0.8, or the run's own where that is better) emits in a round,
+    for the price of one plain step. Causes share the loss by Shapley values; a cause's seconds per token are what it
+    costs.
 
-    Examples: `specdec diagnose runs/lookup`, `specdec diagnose runs/lab --draft early-exit:24 --gamma 1 --out figures`,
-    `specdec diagnose server.log --json`
+    Examples:
+
+    - `specdec diagnose docs/lab --draft early-exit:24 --gamma 1 --out figures`
+    - `specdec diagnose server.log --baseline without.log`
     """
     from analysis.diagnose.logs import diagnose_files
 

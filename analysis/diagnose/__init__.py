@@ -1,10 +1,14 @@
 """Why is speculative decoding slower than it could be? The loss of speedup, cause by cause.
 
-The loss is between the ideal, gamma + 1 tokens for the price of a plain step, and what was measured. Four factors
-(acceptance, draft time, verification width, overhead) share it by Shapley values (`analysis.diagnose.speedup_loss`).
-The part of acceptance is then named: a draft that is not there, falling acceptance, prompts that differ, or a draft
-that is not good enough. What a shorter draft would gain at the observed acceptance and costs is a cause of its own; the
-factors then share the rest as they do at that length.
+The loss is between the ideal, a good draft's tokens (an acceptance rate of 0.8, or the run's own where that is better)
+for the price of a plain step, and what was measured. Four factors (acceptance, draft time, verification width,
+overhead) share it by Shapley values (`analysis.diagnose.speedup_loss`). The part of acceptance is then named: a draft
+that is not there, falling acceptance, prompts that differ, or a draft that is not good enough. What a shorter draft
+would gain at the observed acceptance and costs is a cause of its own; the factors then share the rest as they do at
+that length. Of a draft that is not there, drafting and verifying too are lost.
+
+Without plain steps the run's narrowest verification stands in for one, so that causes can still be weighed; a speedup
+is not given then.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from analysis.diagnose.causes import (
     set_length_apart,
 )
 from analysis.diagnose.remedies import Facts
-from analysis.diagnose.round_totals import Totals, add_up, ideal_tokens, interval
+from analysis.diagnose.round_totals import Totals, add_up, asked_tokens, interval, narrowest
 from analysis.diagnose.speedup_loss import Lengths, RoundCosts, log_losses
 from analysis.fit.acceptance import clustered_rate
 from sim.records import ROUND_SECONDS, chain_depth, check_rounds
@@ -41,7 +45,7 @@ class Diagnosis:
     speedup: float | None
     speedup_ci: list[float] | None
     ideal_speedup: float | None
-    """gamma + 1"""
+    """a good draft's tokens per round: the speedup at no cost"""
     causes: tuple[Cause, ...]
     """largest first; their seconds, and those of `gains`, sum to measured less ideal seconds per token"""
     gains: tuple[Cause, ...]
@@ -63,7 +67,7 @@ class Diagnosis:
 
 def diagnose(
     rounds: pd.DataFrame,
-    baseline: pd.DataFrame | None = None,
+    baseline: pd.DataFrame | float | None = None,
     draft: str | None = None,
     gamma: int | None = None,
     seed: int = 0,
@@ -73,7 +77,8 @@ def diagnose(
 
     Args:
         rounds: a round table; its rounds of gamma 0 are the baseline.
-        baseline: a round table whose rounds of gamma 0 are the baseline instead.
+        baseline: a round table whose rounds of gamma 0 are the baseline instead, or seconds per token without
+            speculation.
         draft: which draft, where the table holds several.
         gamma: which draft length, where the table holds several. Left out, what took most time is diagnosed.
         seed: of the bootstrap over requests.
@@ -84,38 +89,33 @@ def diagnose(
     """
     check_rounds(rounds)
     own, warnings = choose_rounds(rounds, draft, gamma)
-    steps = plain_steps(rounds, baseline)
-    if steps is None:
-        warnings.append(
-            "there are no plain steps (gamma 0), so what a token costs without speculation is not known: no speedup, "
-            "shares or seconds; name a run that has some as the baseline"
-        )
-    elif not (own[list(ROUND_SECONDS)].to_numpy().any() and steps["verify_seconds"].any()):
-        steps = None
-        warnings.append("the rounds, or the forwards of the plain steps, have no times: no speedup, shares or seconds")
+    steps, plain = price_of_a_step(rounds, own, baseline, warnings)
     facts = facts_of(own)
     if facts.accepted == 0 and not facts.not_loaded:
         warnings.append(f"nothing was accepted, but {facts.drafted:,} drafted tokens are too few to call it broken")
     findings = [] if facts.not_loaded else find_reasons(own)
-    totals = add_up(own, steps, [one.reference for one in findings], np.random.default_rng(seed), resamples)
-    costs, tokens = totals.costs, totals.per_round("emitted")
-    ideal = totals.per_round("ideal")
+    totals = add_up(own, steps, [one.reference for one in findings], np.random.default_rng(seed), resamples, plain)
+    costs, tokens, ideal = totals.costs, totals.per_round("emitted"), totals.ideal
     parts: list[Part] = []
     best = None
     if costs is None:
         acceptance = np.log(ideal / tokens)
+    elif facts.not_loaded:
+        losses = log_losses(costs)
+        acceptance, parts = losses[:3].sum(axis=0), cost_parts(losses[1:], costs, facts)[2:]
     else:
         losses = log_losses(costs)
-        shorter = {} if facts.not_loaded else lengths_to_try(costs, totals, Lengths.fit(own), int(own["gamma"].max()))
+        shorter = lengths_to_try(costs, totals, Lengths.fit(own), int(own["gamma"].max()))
         best = max([costs, *shorter.values()], key=lambda one: float(one.speedup[0]))
         losses, length = set_length_apart(losses, costs, shorter, facts.gamma)
         acceptance = losses[0]
         parts = [*cost_parts(losses[1:], costs, facts), *([] if length is None else [length])]
-    parts = [*acceptance_parts(acceptance, tokens, totals.references, findings, facts, costs), *parts]
+    parts = [*acceptance_parts(acceptance, tokens, ideal, totals.references(), findings, facts, costs), *parts]
     seconds = (None, None) if costs is None else (costs.seconds_per_token, costs.ideal_seconds_per_token)
     causes, gains = as_causes(parts, *seconds)
-    speedup = None if costs is None else float(costs.speedup[0])
-    speedup_ci = None if costs is None else interval(costs.speedup)
+    speedup = speedup_ci = None
+    if costs is not None and costs.plain:
+        speedup, speedup_ci = float(costs.speedup[0]), interval(costs.speedup)
     return Diagnosis(
         verdict=verdict(speedup, speedup_ci, float(ideal[0]), causes, None if best is None else float(best.speedup[0])),
         speedup=speedup,
@@ -160,6 +160,41 @@ def choose_rounds(rounds: pd.DataFrame, draft: str | None, gamma: int | None) ->
     return own, warnings
 
 
+def price_of_a_step(
+    rounds: pd.DataFrame, own: pd.DataFrame, baseline: pd.DataFrame | float | None, warnings: list[str]
+) -> tuple[pd.DataFrame | float | None, bool]:
+    """What says how much a token costs without speculation, and whether it is a baseline; words on what is not known.
+
+    Plain steps at the batches of `own` where there are some, else at any. None where nothing has times.
+    """
+    if not own[list(ROUND_SECONDS)].to_numpy().any():
+        warnings.append("the rounds have no times: no speedup, shares or seconds")
+        return None, False
+    if isinstance(baseline, float):
+        warnings.append(
+            "the baseline does not tell a step's forward from the rest of it: the forward is taken to cost as much as "
+            "it can, no more than a verification, so verify_width is the least and engine_overhead the most there is"
+        )
+        return baseline, True
+    steps = plain_steps(rounds, baseline)
+    if steps is not None and steps["verify_seconds"].any():
+        near = steps[steps["batch"].isin(own["batch"].unique())]
+        return (near.reset_index(drop=True) if len(near) else steps), True
+    if steps is not None:
+        warnings.append("the forwards of the plain steps have no times, so what a token costs without is not known")
+    else:
+        warnings.append("there are no plain steps (gamma 0), so what a token costs without speculation is not known")
+    if not own["verify_seconds"].any():
+        warnings[-1] += ", and verifications have no times either: no speedup, shares or seconds"
+        return None, False
+    warnings[-1] += (
+        ": no speedup. To weigh the causes, the narrowest verification of the run stands in for a plain step, so what "
+        "verify_width costs is not known but for a part, and engine_overhead is the most it can be; name a run that "
+        "has plain steps as the baseline"
+    )
+    return narrowest(rounds, own), False
+
+
 def plain_steps(rounds: pd.DataFrame, baseline: pd.DataFrame | None) -> pd.DataFrame | None:
     """Rounds of gamma 0, of the baseline if one is given; None where the round table itself has none."""
     if baseline is not None:
@@ -181,7 +216,7 @@ def facts_of(rounds: pd.DataFrame) -> Facts:
     alpha = clustered_rate(sums[:, 0], sums[:, 1]) if len(sums) else None
     return Facts(
         rounds=len(rounds),
-        gamma=float(ideal_tokens(rounds).mean() - 1),
+        gamma=float(asked_tokens(rounds).mean()),
         block_efficiency=float(rounds["emitted"].mean()),
         drafted=int(rounds["drafted"].sum()),
         accepted=int(rounds["accepted"].sum()),
@@ -196,13 +231,13 @@ def split_of(totals: Totals, costs: RoundCosts | None) -> dict[str, Any]:
     """Milliseconds per emitted token of each part of a round, and of a plain step, with 95% intervals."""
     rows = {name.removesuffix("_seconds"): totals.rounds[name] / totals.rounds["emitted"] for name in ROUND_SECONDS}
     rows["total"] = np.sum(list(rows.values()), axis=0)
-    if costs is not None:
+    if costs is not None and costs.plain:
         rows["baseline"] = costs.step_seconds
     split: dict[str, Any] = {}
     for name, seconds in rows.items():
         split[f"{name}_ms_per_token"], bounds = float(1e3 * seconds[0]), interval(1e3 * seconds)
         split[f"{name}_ms_per_token_ci"] = bounds
-    if costs is None:
+    if costs is None or not costs.plain:
         split["baseline_ms_per_token"] = split["baseline_ms_per_token_ci"] = None
     return split
 
@@ -219,19 +254,21 @@ def verdict(
     Args:
         speedup: measured.
         speedup_ci: its interval.
-        ideal: gamma + 1.
+        ideal: that of a good draft at no cost.
         causes: largest first.
         best: the speedup at the best draft length.
     """
-    lost = f"; first cause: {causes[0].name}" if causes else ""
+    lost = f"; first cause: {causes[0].name}" if causes else "; what is known names no cause"
     if speedup is None:
-        return f"the speedup is not known without a baseline{lost}"
+        if causes and causes[0].share is not None:
+            lost = f"; of what can be told, most is lost to {causes[0].name} ({causes[0].share:.0%})"
+        return f"the speedup is not known{lost}"
     low, high = speedup_ci or (speedup, speedup)
     shown = f"{speedup:.2f} times as fast as without" + (f" ({low:.2f} to {high:.2f})" if speedup_ci else "")
     if causes and causes[0].share is not None:
         lost = f"; most is lost to {causes[0].name} ({causes[0].share:.0%})"
     if low > 1:
-        of = "" if ideal is None else f", of {ideal:.3g} at best"
+        of = "" if ideal is None else f", of {ideal:.3g} with a good draft at no cost"
         # on a log scale, more than half of the way from 1 to the ideal
         return f"speculation works: {shown}{of}" + (
             "; no cause stands out" if ideal is not None and speedup**2 > ideal else lost

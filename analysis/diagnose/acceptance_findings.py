@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import f as f_distribution
 from scipy.stats import linregress
-from scipy.stats import t as t_distribution
 
-from sim.records import chain_depth
+from analysis.diagnose.trends import Trend, residuals, trend, variance_test
 from sim.theory import FloatArray
 
 FALSE_ALARM_RATE = 0.01
 LEAST_REQUESTS = 10
 """for a trend, whose variance is estimated from the differences between requests"""
-LOG_PARTS = 20
-"""successive parts of an engine's log that count as independent"""
+PARTS = 20
+"""successive parts of an engine's log, or of fewer requests together, that count as independent"""
+LEAST_PART_ROUNDS = 4
+"""of such a part of requests"""
 STRONG_RATIO = 1.5
 """prompts differ strongly where the better half of requests emits half as much again per round as the other half"""
 FALLS_WITH_CONTEXT, FALLS_OVER_TIME = "acceptance_falls_with_context", "acceptance_falls_over_time"
@@ -40,23 +40,13 @@ class Finding:
     evidence: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Trend:
-    """Passes per tested token against some x, at equal positions of the draft and within groups."""
-
-    slope: float
-    error: float
-    """standard error of the slope, clustered"""
-    p_value: float
-    """one-sided: the chance of a fall as steep where there is none"""
-
-
 def find_reasons(rounds: pd.DataFrame) -> list[Finding]:
     """All findings in the rounds of one draft, each request's in the order of time, at most one of each name.
 
     The columns context, start_seconds and category may be missing; then less can be told apart.
     """
-    found = [differs_between_requests(rounds), falls_within_requests(rounds)]
+    within = falls_within_requests(rounds)
+    found = [differs_between_requests(rounds), falls_between_prompts(rounds) if within is None else within]
     if "start_seconds" in rounds and all(one is None or one.name != FALLS_OVER_TIME for one in found):
         found.append(falls_over_clock(rounds))
     return [one for one in found if one is not None]
@@ -67,35 +57,62 @@ def falls_within_requests(rounds: pd.DataFrame) -> Finding | None:
 
     If so, prompts of different lengths tell whether context is why: where it is, requests that start with a longer
     context are worse by the same slope per token; where they are not, output is what matters. The last round of each
-    request is left out: that it was the last depends on what it accepted.
+    request is left out: that it was the last depends on what it accepted. Where requests follow one another on one
+    clock, acceptance that does not recover with the next request falls over time. Of fewer than LEAST_REQUESTS
+    requests, successive parts count as independent.
     """
     place, last = _places(rounds)
+    size = rounds.groupby("request_id", sort=False)["request_id"].transform("size").to_numpy()
     inner = rounds[~last]
     request = _codes(inner["request_id"])
-    if len(np.unique(request)) < LEAST_REQUESTS:
-        return None
+    requests = int(request.max(initial=-1)) + 1
+    cluster = request
+    if requests < LEAST_REQUESTS:
+        if len(inner) < LEAST_PART_ROUNDS * PARTS:
+            return None
+        parts = -(-PARTS // requests)
+        cluster = request * parts + place[~last] * parts // size[~last]
     residual, tested = residuals(inner)
-    fall = trend(residual, tested, place[~last].astype(np.float64), request, request)
+    fall = trend(residual, tested, place[~last].astype(np.float64), request, cluster)
     if fall.p_value >= FALSE_ALARM_RATE:
         return None
-    share = place / rounds.groupby("request_id", sort=False)["request_id"].transform("size").to_numpy()
+    if _follow_one_another(inner):
+        clock = inner["start_seconds"].to_numpy(np.float64)
+        own = trend(residual, tested, clock, request, cluster)
+        whole = trend(residual, tested, clock, np.zeros_like(request), cluster)
+        if whole.slope < own.slope / 2:  # a fall that each request starts anew leaves 1 / requests^2 of its slope
+            return _over_clock(rounds, whole)
+    share = place / size
     first, final = share < 0.25, share >= 0.75
-    evidence = _fall_evidence(rounds, fall, first, final)
     if "context" not in rounds:
-        return Finding(FALLS_OVER_TIME, first, evidence)
+        return Finding(FALLS_OVER_TIME, first, _fall_evidence(rounds, fall, first, final))
     context = inner["context"].to_numpy(np.float64)
     start = inner.groupby("request_id", sort=False)["context"].transform("first").to_numpy(np.float64)
-    per_token = trend(residual, tested, context - start, request, request)
-    between = trend(residual, tested, start, _codes(_category(inner)), request)
+    per_token = trend(residual, tested, context - start, request, cluster)
+    between = _between_prompts(inner, residual, tested, start, request)
     undecided = not between.error < abs(per_token.slope) / 2
-    by_context = undecided or between.slope < per_token.slope / 2
+    by_context = not np.isnan(per_token.slope) and (undecided or between.slope < per_token.slope / 2)
+    evidence = _context_evidence(rounds, fall) if by_context else _fall_evidence(rounds, fall, first, final)
     evidence |= {
         "slope_per_1000_tokens_within_requests": None if np.isnan(per_token.slope) else 1000 * per_token.slope,
         "slope_per_1000_tokens_between_prompts": None if np.isnan(between.slope) else 1000 * between.slope,
         "prompt_lengths_decide": not undecided,
-        "mean_context_last_quarter": float(rounds.loc[final, "context"].mean()),
     }
-    return Finding(FALLS_WITH_CONTEXT if by_context else FALLS_OVER_TIME, first, evidence)
+    if by_context:
+        return Finding(FALLS_WITH_CONTEXT, _quarters(rounds)[0], evidence)
+    return Finding(FALLS_OVER_TIME, first, evidence)
+
+
+def falls_between_prompts(rounds: pd.DataFrame) -> Finding | None:
+    """Do longer prompts have lower acceptance, within categories?"""
+    if "context" not in rounds:
+        return None
+    start = rounds.groupby("request_id", sort=False)["context"].transform("first").to_numpy(np.float64)
+    fall = _between_prompts(rounds, *residuals(rounds), start, _codes(rounds["request_id"]))
+    if fall.p_value >= FALSE_ALARM_RATE:
+        return None
+    evidence = _context_evidence(rounds, fall) | {"slope_per_1000_tokens_between_prompts": 1000 * fall.slope}
+    return Finding(FALLS_WITH_CONTEXT, _quarters(rounds)[0], evidence)
 
 
 def falls_over_clock(rounds: pd.DataFrame) -> Finding | None:
@@ -103,17 +120,26 @@ def falls_over_clock(rounds: pd.DataFrame) -> Finding | None:
 
     Only where starts lie further apart than a request lasts; else each request has a clock of its own.
     """
-    starts = rounds.groupby("request_id", sort=False)["start_seconds"]
-    begins = starts.transform("min").to_numpy(np.float64)
     request = _codes(rounds["request_id"])
-    lasts = float((starts.max() - starts.min()).median())
-    if len(np.unique(request)) < LEAST_REQUESTS or not np.ptp(begins) > lasts:
+    if len(np.unique(request)) < LEAST_REQUESTS or not _follow_one_another(rounds):
         return None
+    begins = rounds.groupby("request_id", sort=False)["start_seconds"].transform("min").to_numpy(np.float64)
     residual, tested = residuals(rounds)
     fall = trend(residual, tested, begins, _codes(_category(rounds)), request)
-    if fall.p_value >= FALSE_ALARM_RATE:
-        return None
-    early, late = begins <= np.quantile(begins, 0.25), begins >= np.quantile(begins, 0.75)
+    return None if fall.p_value >= FALSE_ALARM_RATE else _over_clock(rounds, fall)
+
+
+def _follow_one_another(rounds: pd.DataFrame) -> bool:
+    """Whether several requests share a clock, and start further apart on it than one lasts."""
+    if "start_seconds" not in rounds or rounds["request_id"].nunique() < 2:
+        return False
+    starts = rounds.groupby("request_id", sort=False)["start_seconds"]
+    return bool(np.ptp(starts.min()) > (starts.max() - starts.min()).median())
+
+
+def _over_clock(rounds: pd.DataFrame, fall: Trend) -> Finding:
+    clock = rounds["start_seconds"].to_numpy(np.float64)
+    early, late = clock <= np.quantile(clock, 0.25), clock >= np.quantile(clock, 0.75)
     evidence = _fall_evidence(rounds, fall, early, late) | {"slope_per_second": fall.slope}
     return Finding(FALLS_OVER_TIME, early, evidence)
 
@@ -121,22 +147,22 @@ def falls_over_clock(rounds: pd.DataFrame) -> Finding | None:
 def falls_over_log(series: pd.DataFrame) -> Finding | None:
     """Does the mean acceptance length fall over an engine's log (columns rounds, emitted, elapsed_seconds)?
 
-    Successive lines depend on each other, so the log is cut into LOG_PARTS and these are regressed on time, or on their
+    Successive lines depend on each other, so the log is cut into PARTS and these are regressed on time, or on their
     order where the log has no times.
     """
-    if len(series) < LOG_PARTS:
+    if len(series) < PARTS:
         return None
-    part = np.arange(len(series)) * LOG_PARTS // len(series)
+    part = np.arange(len(series)) * PARTS // len(series)
     sums = series.assign(lines=1.0).groupby(part)[["rounds", "emitted", "elapsed_seconds", "lines"]].sum()
     if not (sums["rounds"] > 0).all():
         return None
     length = (sums["emitted"] / sums["rounds"]).to_numpy()
     timed = series["elapsed_seconds"].notna().all() and np.ptp(series["elapsed_seconds"]) > 0
-    x = (sums["elapsed_seconds"] / sums["lines"]).to_numpy() if timed else np.arange(float(LOG_PARTS))
+    x = (sums["elapsed_seconds"] / sums["lines"]).to_numpy() if timed else np.arange(float(PARTS))
     fit = linregress(x, length, alternative="less")
     if not fit.pvalue < FALSE_ALARM_RATE:
         return None
-    first, last = part < LOG_PARTS / 4, part >= 3 * LOG_PARTS / 4
+    first, last = part < PARTS / 4, part >= 3 * PARTS / 4
     means = [float(series.loc[rows, "emitted"].sum() / series.loc[rows, "rounds"].sum()) for rows in (first, last)]
     return Finding(
         FALLS_OVER_TIME,
@@ -196,60 +222,6 @@ def better_half(rounds: pd.DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.boo
     return better[fold, request], other[fold, request]
 
 
-def residuals(rounds: pd.DataFrame) -> tuple[FloatArray, FloatArray]:
-    """Passed tokens less those expected at equal positions, and tested tokens, of each round.
-
-    A round tests its drafted tokens one by one until the first rejection or cut, so this is a martingale difference:
-    its mean is 0 however many tokens were drafted, as long as a position's chance is the same everywhere.
-    """
-    emitted = rounds["emitted"].to_numpy()
-    tested = np.minimum(chain_depth(rounds).to_numpy(), emitted)
-    passed = np.minimum(rounds["accepted"].to_numpy(), tested)
-    position = np.arange(int(tested.max(initial=0)))[:, None]
-    reached, went_on = (tested > position).sum(axis=1), (passed > position).sum(axis=1)
-    expected = np.concatenate([[0.0], np.cumsum(went_on / np.maximum(reached, 1))])
-    return passed - expected[tested], tested.astype(np.float64)
-
-
-def trend(
-    residual: FloatArray, tested: FloatArray, x: FloatArray, group: NDArray[np.intp], cluster: NDArray[np.intp]
-) -> Trend:
-    """Least squares of residuals on x within groups, tested tokens as weights.
-
-    The variance is clustered and approximates a jackknife over clusters (CR3: Bell & McCaffrey 2002), so rounds of one
-    cluster may depend on each other in any way. Student's t has one degree of freedom less than there would be clusters
-    of equal leverage. NaN where x does not vary within groups, with a p-value of 1.
-    """
-    weight = np.bincount(group, tested)
-    weight = np.where(weight > 0, weight, 1.0)
-    centred = x - (np.bincount(group, tested * x) / weight)[group]
-    own = residual - tested * (np.bincount(group, residual) / weight)[group]
-    spread = float((tested * centred**2).sum())
-    if spread <= 1e-12 * float((tested * x**2).sum()):
-        return Trend(np.nan, np.nan, 1.0)
-    slope = float((own * centred).sum()) / spread
-    score = np.bincount(cluster, (own - slope * tested * centred) * centred)
-    leverage = np.bincount(cluster, tested * centred**2) / spread
-    error = float(np.sqrt(((score / (1 - np.minimum(leverage, 0.99))) ** 2).sum())) / spread
-    freedom = max(1 / float((leverage**2).sum()) - 1, 1.0)
-    return Trend(slope, error, float(t_distribution.cdf(slope / error, freedom)) if error > 0 else 1.0)
-
-
-def variance_test(values: FloatArray, group: NDArray[np.intp]) -> float:
-    """p-value of one-way analysis of variance (Fisher 1925); 1 where a group has fewer than 2 values on average."""
-    size = np.bincount(group)
-    groups = int((size > 0).sum())
-    inner = len(values) - groups
-    if groups < 2 or inner < groups:
-        return 1.0
-    means = np.bincount(group, values) / np.maximum(size, 1)
-    within = float(((values - means[group]) ** 2).sum())
-    between = float((size * (means - values.mean()) ** 2)[size > 0].sum())
-    if within == 0:
-        return 0.0 if between > 0 else 1.0
-    return float(f_distribution.sf(between / (groups - 1) / (within / inner), groups - 1, inner))
-
-
 def _fall_evidence(
     rounds: pd.DataFrame, fall: Trend, first: NDArray[np.bool_], last: NDArray[np.bool_]
 ) -> dict[str, Any]:
@@ -259,6 +231,29 @@ def _fall_evidence(
         "block_efficiency_first_quarter": float(rounds.loc[first, "emitted"].mean()),
         "block_efficiency_last_quarter": float(rounds.loc[last, "emitted"].mean()),
     }
+
+
+def _context_evidence(rounds: pd.DataFrame, fall: Trend) -> dict[str, Any]:
+    """Tokens per round in the quarter of rounds with the shortest context, and with the longest."""
+    first, last = _quarters(rounds)
+    means = {f"mean_context_{name}_quarter": rounds.loc[rows, "context"] for name, rows in
+             (("first", first), ("last", last))}  # fmt: skip
+    return _fall_evidence(rounds, fall, first, last) | {name: float(rows.mean()) for name, rows in means.items()}
+
+
+def _quarters(rounds: pd.DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Rounds of the quarter with the shortest context, and with the longest."""
+    context = rounds["context"].to_numpy()
+    return context <= np.quantile(context, 0.25), context >= np.quantile(context, 0.75)
+
+
+def _between_prompts(
+    rounds: pd.DataFrame, residual: FloatArray, tested: FloatArray, start: FloatArray, request: NDArray[np.intp]
+) -> Trend:
+    """Acceptance against the context at which requests start, within categories; not known of few requests."""
+    if int(request.max(initial=-1)) + 1 < LEAST_REQUESTS:
+        return Trend(np.nan, np.nan, 1.0)
+    return trend(residual, tested, start, _codes(_category(rounds)), request)
 
 
 def _places(rounds: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

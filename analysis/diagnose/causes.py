@@ -20,15 +20,26 @@ from analysis.diagnose.remedies import (
     overhead_remedy,
     verify_remedy,
 )
-from analysis.diagnose.round_totals import Totals, interval
-from analysis.diagnose.speedup_loss import Lengths, RoundCosts, as_seconds, at_better_length, log_losses
-from sim.theory import FloatArray
+from analysis.diagnose.round_totals import Totals, best_of, interval
+from analysis.diagnose.speedup_loss import (
+    GOOD_ACCEPTANCE,
+    Lengths,
+    RoundCosts,
+    as_seconds,
+    at_better_length,
+    log_losses,
+)
+from sim.theory import FloatArray, expected_tokens
 
 LOW_ACCEPTANCE, NOT_LOADED, TOO_LONG = "low_acceptance", "draft_not_loaded", "draft_too_long"
 SLOW_DRAFT, VERIFY_WIDTH, OVERHEAD = "slow_draft", "verify_width", "engine_overhead"
 
 LEAST_GAIN = 0.01
 """log gain from which a shorter draft is worth a word"""
+NOTHING = 1e-9
+"""log losses below are rounding"""
+GAIN = "costs less than in the ideal: nothing to change"
+"""instead of a remedy"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +59,13 @@ class Cause:
 
     name: str
     share: float | None
-    """of the loss, 0 to 1; None without a baseline"""
+    """of the loss, 0 to 1; None where nothing says what a forward of the target costs"""
     share_ci: list[float] | None
     seconds_per_token: float | None
-    """what the cause costs; None without a baseline"""
+    """what the cause costs; None where that is not known"""
     seconds_per_token_ci: list[float] | None
-    log_loss: float
-    """log of the factor by which the cause divides the speedup"""
+    log_loss: float | None
+    """log of the factor by which the cause divides the speedup; None where only its seconds are known"""
     log_loss_ci: list[float] | None
     remedy: str
     evidence: dict[str, Any]
@@ -63,6 +74,7 @@ class Cause:
 def acceptance_parts(
     acceptance: FloatArray,
     tokens: FloatArray,
+    ideal: FloatArray,
     references: Sequence[FloatArray],
     findings: Sequence[Finding],
     facts: Facts,
@@ -75,14 +87,16 @@ def acceptance_parts(
     Args:
         acceptance: log loss of acceptance [rows].
         tokens: tokens per round [rows].
+        ideal: tokens per round of a good draft [rows].
         references: tokens per round in the reference rounds of each finding [rows].
         findings: what the tests of acceptance found.
         facts: sums over the rounds.
-        costs: of a round, where there is a baseline.
+        costs: of a round, where they are known.
     """
+    costs = costs if costs is not None and costs.plain else None
     evidence: dict[str, Any] = {
         "block_efficiency": float(tokens[0]),
-        "ideal_tokens_per_round": facts.gamma + 1,
+        "ideal_tokens_per_round": float(ideal[0]),
         "drafted": facts.drafted,
         "accepted": facts.accepted,
         "alpha": facts.alpha,
@@ -109,17 +123,20 @@ def cost_parts(losses: FloatArray, costs: RoundCosts, facts: Facts) -> list[Part
     per_token = None if facts.drafted_per_round == 0 else float(costs.draft_seconds[0] / facts.drafted_per_round)
     draft = {
         "draft_seconds_per_round": float(costs.draft_seconds[0]),
-        "cost_ratio": None if per_token is None else per_token / float(costs.step_forward_seconds[0]),
+        "draft_forward_over_verification": None if per_token is None else per_token / float(costs.verify_seconds[0]),
     }
+    if costs.plain and per_token is not None:
+        draft["cost_ratio"] = per_token / float(costs.step_forward_seconds[0])
+    ratio = "verify_ratio" if costs.plain else "verify_ratio_at_least"
     verify = {
-        "verify_ratio": float(costs.verify_seconds[0] / costs.step_forward_seconds[0]),
-        "verify_ratio_ci": interval(costs.verify_seconds / costs.step_forward_seconds),
+        ratio: float(costs.verify_seconds[0] / costs.step_forward_seconds[0]),
+        f"{ratio}_ci": interval(costs.verify_seconds / costs.step_forward_seconds),
         "new_tokens": facts.drafted_per_round + 1,
         "batch": facts.batch,
     }
     other = {
         "other_seconds_per_round": float(costs.other_seconds[0]),
-        "other_seconds_per_plain_step": float(costs.step_other_seconds[0]),
+        "other_seconds_per_plain_step": float(costs.step_other_seconds[0]) if costs.plain else None,
     }
     return [
         Part(SLOW_DRAFT, losses[0], draft_remedy(costs, facts), draft),
@@ -137,8 +154,11 @@ def lengths_to_try(costs: RoundCosts, totals: Totals, lengths: Lengths, longest:
     found = {}
     for n in range(1, last):
         # output that was cut is missing at every length in the same proportion
-        tokens = costs.tokens * totals.rounds[f"emitted_to_{n}"] / totals.rounds[f"emitted_to_{last}"]
-        found[n] = lengths.shortened(costs, tokens, drafted, totals.per_round(f"drafted_to_{n}"), n)
+        whole = costs.tokens / totals.per_round(f"emitted_to_{last}")
+        tokens = whole * totals.per_round(f"emitted_to_{n}")
+        good = np.full_like(tokens, expected_tokens(GOOD_ACCEPTANCE, n))
+        ideal = best_of(good, tokens, *(whole * one for one in totals.references(f"_to_{n}")))
+        found[n] = lengths.shortened(costs, tokens, ideal, drafted, totals.per_round(f"drafted_to_{n}"))
     return found
 
 
@@ -159,7 +179,7 @@ def set_length_apart(
     evidence = {
         "gamma": gamma,
         "better_gamma": best,
-        "speedup_at_better_gamma": float(shorter[best].speedup[0]),
+        "speedup_at_better_gamma": float(shorter[best].speedup[0]) if costs.plain else None,
         "gain": float(np.expm1(gain[0])),
         "gain_ci": np.expm1(bounds).tolist(),
     }
@@ -178,7 +198,7 @@ def as_causes(
     Args:
         parts: of the loss.
         measured: seconds per token [rows]; None where there is no baseline.
-        ideal: seconds per token of gamma + 1 tokens for the price of a plain step [rows].
+        ideal: seconds per token of a good draft's tokens for the price of a plain step [rows].
     """
     if not parts:
         return (), ()
@@ -188,6 +208,7 @@ def as_causes(
         whole = np.maximum(lost.sum(axis=0), np.log(measured / ideal))
         shares = lost / np.where(whole > 0, whole, 1.0)
         seconds = as_seconds(np.stack([part.log_loss for part in parts]), measured, ideal)
+    order = np.argsort([-float(part.log_loss[0]) for part in parts], kind="stable")
     causes = [
         Cause(
             name=part.name,
@@ -197,10 +218,11 @@ def as_causes(
             seconds_per_token_ci=None if seconds is None else interval(seconds[i]),
             log_loss=float(part.log_loss[0]),
             log_loss_ci=interval(part.log_loss),
-            remedy=part.remedy,
+            remedy=part.remedy if part.log_loss[0] > 0 else GAIN,
             evidence=part.evidence,
         )
-        for i, part in enumerate(parts)
+        for i, part in ((i, parts[i]) for i in order)
     ]
-    causes.sort(key=lambda cause: -cause.log_loss)
-    return tuple(c for c in causes if c.log_loss > 0), tuple(c for c in causes if c.log_loss < 0)
+    sizes = [float(parts[i].log_loss[0]) for i in order]
+    named = list(zip(causes, sizes, strict=True))
+    return tuple(c for c, size in named if size > NOTHING), tuple(c for c, size in named if size < -NOTHING)

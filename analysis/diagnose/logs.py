@@ -1,7 +1,8 @@
 """Diagnose what lies in files: the project's own round tables, and engines' logs as far as they go.
 
-A log seldom says how long a round took, and never how much of it was verification. So of a log the causes in acceptance
-are named, and shares are given only where both it and the baseline say how long their requests took.
+A log seldom says how long a round took, and never how much of it was verification. Where it and a baseline say how
+long a token took, what a round costs beyond a plain step is a cause: whole, or, where the log times drafting, without
+that. Of a log without times the causes in acceptance are named.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
 
 from analysis.diagnose import Diagnosis, diagnose, facts_of, plain_steps, verdict
-from analysis.diagnose.acceptance_findings import Finding, falls_over_log, find_reasons
-from analysis.diagnose.causes import acceptance_parts, as_causes
-from analysis.diagnose.remedies import LENGTH_ONE, Facts
-from analysis.diagnose.round_totals import add_up, interval
-from analysis.fit.acceptance import wilson
+from analysis.diagnose.acceptance_findings import find_reasons
+from analysis.diagnose.causes import Part, acceptance_parts, as_causes
+from analysis.diagnose.log_costs import costs_of, drafting_per_round, time_parts, with_untimed_draft
+from analysis.diagnose.log_facts import draft_length, facts_of_log, fall_over_time, rounds_of
+from analysis.diagnose.remedies import LENGTH_ONE
+from analysis.diagnose.round_totals import add_up, best_of, interval
+from analysis.diagnose.speedup_loss import GOOD_ACCEPTANCE, log_losses
+from analysis.diagnose.token_seconds import token_seconds
 from sim.records import ROUND_SECONDS, read_rounds
 from sim.theory import expected_tokens
 
@@ -47,25 +50,27 @@ def diagnose_files(
     """
     source = read_source(path)
     if isinstance(source, pd.DataFrame):
-        other = None if baseline is None else read_source(baseline)
-        if other is not None and not isinstance(other, pd.DataFrame):
-            raise ValueError(
-                f"the baseline of a round table must be a round table too, {baseline} is a log of {other.engine}; "
-                "measure one with `specdec measure`"
-            )
+        other: pd.DataFrame | float | None = None
+        if baseline is not None:
+            other = read_table(baseline) if is_round_table(baseline) else baseline_seconds(baseline)
         return diagnose(source, other, draft, gamma, seed)
     if draft is not None or gamma is not None:
         raise ValueError(f"{path} is a log of {source.engine}, which tells no drafts apart; leave draft and gamma out")
-    return diagnose_log(source, None if baseline is None else baseline_seconds(baseline), seed)
+    return diagnose_log(source, None if baseline is None else baseline_seconds(baseline), seed, token_seconds(path))
 
 
 def read_source(path: Path) -> pd.DataFrame | ImportedLog:
     """A round table, or the import of a log."""
     if is_round_table(path):
-        return read_rounds(path / "rounds.parquet" if path.is_dir() else path)
+        return read_table(path)
     from analysis.engine_logs import read_log
 
     return read_log(path)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The round table of a run folder, or of a file."""
+    return read_rounds(path / "rounds.parquet" if path.is_dir() else path)
 
 
 def is_round_table(path: Path) -> bool:
@@ -88,15 +93,28 @@ def baseline_seconds(path: Path) -> float:
     Raises:
         ValueError: the file does not say.
     """
-    source = read_source(path)
-    if isinstance(source, pd.DataFrame):
-        steps = plain_steps(source, source)
+    if is_round_table(path):
+        table = read_table(path)
+        steps = plain_steps(table, table)
         assert steps is not None
         return float(steps[list(ROUND_SECONDS)].to_numpy().sum() / steps["emitted"].sum())
-    seconds = seconds_per_token(source)
+    seconds = token_seconds(path)
     if seconds is None:
-        raise ValueError(f"{path} does not say how long its requests took; give a baseline that does, or none")
+        raise ValueError(f"{path} does not say how long its tokens took; give a baseline that does, or none")
+    speculates = acceptance_length(path)
+    if speculates is not None and speculates >= LENGTH_ONE:
+        raise ValueError(f"{path} speculates too (mean acceptance length {speculates:.2f}); give a run without")
     return seconds
+
+
+def acceptance_length(path: Path) -> float | None:
+    """A log's mean acceptance length; None where it holds nothing about speculation."""
+    from analysis.engine_logs import read_log
+
+    try:
+        return read_log(path).mean_acceptance_length
+    except ValueError:
+        return None
 
 
 def seconds_per_token(log: ImportedLog) -> float | None:
@@ -111,58 +129,77 @@ def seconds_per_token(log: ImportedLog) -> float | None:
     return float(sums[column].sum() / sums["output_tokens"].sum())
 
 
-def diagnose_log(log: ImportedLog, baseline: float | None = None, seed: int = 0) -> Diagnosis:
+def diagnose_log(
+    log: ImportedLog, baseline: float | None = None, seed: int = 0, seconds: float | None = None
+) -> Diagnosis:
     """Diagnose an engine's log.
 
     Args:
         log: as `analysis.engine_logs.read_log` gives it.
         baseline: seconds per token without speculation; None where they are not known.
         seed: of the bootstrap over requests.
+        seconds: per token of the log, where its requests do not tell.
 
     Raises:
         ValueError: the log has no mean acceptance length.
     """
     if log.round_table is not None:
-        return diagnose(log.round_table, seed=seed)
+        return diagnose(log.round_table, baseline, seed=seed)
     mean = log.mean_acceptance_length
     if mean is None and log.drafted and log.accepted == 0:
         mean = 1.0
     if mean is None:
         raise ValueError(f"the log of {log.engine} holds no mean acceptance length, so nothing can be diagnosed")
     warnings = list(log.warnings)
-    gamma = _draft_length(log, mean, warnings)
+    gamma = draft_length(log, mean, warnings)
     rounds = None if log.steps is None else rounds_of(log.steps, log.requests, gamma)
     if rounds is not None and gamma:
         facts = facts_of(rounds)
         findings = [] if facts.not_loaded else find_reasons(rounds)
         totals = add_up(rounds, None, [one.reference for one in findings], np.random.default_rng(seed), 1000)
-        tokens, references = totals.per_round("emitted"), list(totals.references)
+        tokens, references = totals.per_round("emitted"), list(totals.references())
         warnings += totals.warnings
     else:
         facts = facts_of_log(log, gamma, mean)
         tokens, references, findings = np.array([mean]), [], []
-        found = None if facts.not_loaded else _over_time(log)
+        found = None if facts.not_loaded else fall_over_time(log)
         if found is not None:
             findings.append(found)
             references.append(np.array([found.evidence["block_efficiency_first_quarter"]]))
     own = seconds_per_token(log)
-    measured = ideal = None
-    if gamma is None:
-        parts = []
-    else:
-        acceptance = np.log((gamma + 1) / tokens)
-        parts = acceptance_parts(acceptance, tokens, references, findings, facts, None)
-        if own is not None and baseline is not None:
-            measured = np.full_like(tokens, own)
-            ideal = np.full_like(tokens, baseline / (gamma + 1))
-    causes, gains = as_causes(parts, measured, ideal)
+    own = seconds if own is None else own
+    drafting = drafting_per_round(log)
+    if own is not None and drafting is not None and drafting >= own * mean:
+        warnings.append(
+            f"drafting takes {1e3 * drafting:.3g} ms a round, and a whole round {1e3 * own * mean:.3g} ms: the log's "
+            "times do not agree (several requests at once?), so drafting is not told apart"
+        )
+        drafting = None
+    parts: list[Part] = []
+    good = tokens if gamma is None else np.full_like(tokens, expected_tokens(GOOD_ACCEPTANCE, gamma))
+    ideal = best_of(good, tokens, *references)
+    acceptance = np.log(ideal / tokens)
+    costs = costs_of(tokens, ideal, own, baseline, drafting)
+    if costs is not None:
+        losses = log_losses(costs)
+        if facts.not_loaded:
+            acceptance = losses.sum(axis=0)
+        else:
+            parts = time_parts(losses, costs, facts, drafting is not None)
+    if gamma is not None:
+        parts = [*acceptance_parts(acceptance, tokens, ideal, references, findings, facts, None), *parts]
+    times = (None, None) if costs is None else (costs.seconds_per_token, costs.ideal_seconds_per_token)
+    causes, gains = as_causes(parts, *times)
+    if costs is None and not facts.not_loaded:
+        causes = with_untimed_draft(causes, drafting, facts)
     speedup = None if own is None or baseline is None else baseline / own
-    warnings += _what_is_missing(own, baseline, sum(cause.share or 0 for cause in causes))
+    warnings += _what_is_missing(own, baseline, drafting)
+    best = None if gamma is None else float(ideal[0])
     return Diagnosis(
-        verdict=verdict(speedup, None, None if gamma is None else gamma + 1.0, causes),
+        verdict=verdict(speedup, None, best, causes),
         speedup=speedup,
         speedup_ci=None,
-        ideal_speedup=None if gamma is None else gamma + 1.0,
+        ideal_speedup=best,
         causes=causes,
         gains=gains,
         split=_split(log, own, baseline),
@@ -176,83 +213,6 @@ def diagnose_log(log: ImportedLog, baseline: float | None = None, seed: int = 0)
     )
 
 
-def rounds_of(steps: pd.DataFrame, requests: pd.DataFrame | None, gamma: int | None) -> pd.DataFrame | None:
-    """A log's steps as rounds without times: what acceptance can be judged by."""
-    if gamma is None or steps.empty:
-        return None
-    rounds = pd.DataFrame(
-        {
-            "request_id": steps["request_id"].astype(str),
-            "batch": 1,
-            "gamma": gamma,
-            "drafted": steps.get("drafted", gamma),
-            "accepted": steps["accepted"],
-            "emitted": steps["accepted"] + 1,
-            **dict.fromkeys(ROUND_SECONDS, 0.0),
-        }
-    ).reset_index(drop=True)
-    if requests is not None and "category" in requests and requests["request_id"].is_unique:
-        names = requests.set_index(requests["request_id"].astype(str))["category"]
-        rounds["category"] = rounds["request_id"].map(names).fillna("").astype(str)
-    return rounds
-
-
-def facts_of_log(log: ImportedLog, gamma: int | None, mean: float) -> Facts:
-    """Facts from sums: the acceptance rate is the iid one that gives the mean length (Leviathan et al. 2023, eq. 1)."""
-    alpha = bounds = None
-    if gamma and log.rounds and log.drafted != 0 and 1 <= mean <= gamma + 1:
-        alpha = float(brentq(lambda rate: float(expected_tokens(rate, gamma)) - mean, 0.0, 1.0))
-        accepted = log.rounds * (mean - 1)
-        # of every round its first token was tested at least
-        interval_of_alpha = wilson(max(accepted / alpha, log.rounds) if alpha else log.rounds, accepted)
-        bounds = [interval_of_alpha.lo, interval_of_alpha.hi]
-    return Facts(
-        rounds=log.rounds,
-        gamma=float(gamma or 0),
-        block_efficiency=mean,
-        drafted=log.drafted,
-        accepted=log.accepted,
-        alpha=alpha,
-        alpha_ci=bounds,
-        idle=None,
-        batch=None,
-    )
-
-
-def _draft_length(log: ImportedLog, mean: float, warnings: list[str]) -> int | None:
-    """Tokens that a round drafts: as the log says, or drafted over rounds, or else the most that were accepted."""
-    if log.gamma:
-        return log.gamma
-    if log.drafted and log.rounds and log.drafted % log.rounds == 0:
-        return log.drafted // log.rounds
-    longest = 0
-    if log.histogram is not None:
-        longest = max((count for count, rounds in enumerate(log.histogram) if rounds), default=0)
-    elif log.marginal_acceptance is not None:
-        longest = len(log.marginal_acceptance)
-    if longest == 0 and mean >= LENGTH_ONE:
-        warnings.append("the log does not say how many tokens a round drafts, so the ideal is not known")
-        return None
-    least = max(longest, 1)
-    warnings.append(
-        f"the log does not say how many tokens a round drafts; the ideal is that of the least possible, {least}"
-    )
-    return least
-
-
-def _over_time(log: ImportedLog) -> Finding | None:
-    """A fall of the mean length over the log's own lines."""
-    series = log.series
-    if series is None or "rounds" not in series:
-        return None
-    known = series[series["rounds"] > 0]
-    if "emitted" not in known:
-        if "accepted" not in known:
-            return None
-        known = known.assign(emitted=known["rounds"] + known["accepted"])
-    return falls_over_log(known.dropna(subset=["rounds", "emitted"]).reset_index(drop=True))
-
-
 def _split(log: ImportedLog, own: float | None, baseline: float | None) -> dict[str, Any]:
     """Milliseconds per token, as far as the log has them."""
     drafting = None if log.draft_seconds is None or not log.emitted else log.draft_seconds / log.emitted
@@ -264,14 +224,22 @@ def _split(log: ImportedLog, own: float | None, baseline: float | None) -> dict[
     return split
 
 
-def _what_is_missing(own: float | None, baseline: float | None, explained: float) -> list[str]:
+def _what_is_missing(own: float | None, baseline: float | None, drafting: float | None) -> list[str]:
     """What the log does not say, in words."""
-    if own is None:
-        return ["the log does not say how long its requests took: no speedup, shares or seconds"]
-    if baseline is None:
+    if own is not None and baseline is not None:
+        return ["seconds per token are the engine's own: means over requests, with prefill where it counts that"]
+    if own is None and baseline is None:
+        return ["the log does not say how long its tokens took: no speedup, and causes are not weighed in seconds"]
+    if drafting is None:
+        if own is None:
+            return ["the log does not say how long its tokens took, so the baseline does not help: no speedup"]
         return ["without a baseline there is no speedup, and there are no shares or seconds"]
+    if own is None:
+        return [
+            "the log does not say how long its tokens took: no speedup. A round is taken to cost its drafting and a "
+            "plain step, the least it can"
+        ]
     return [
-        "seconds are those of whole requests, with prefill where the engine counts it",
-        f"{max(1 - explained, 0):.0%} of the loss is time of rounds, which the log does not split into draft, "
-        "verification and the rest",
+        "without a baseline there is no speedup. To weigh drafting, the rest of a round stands in for a plain step, so "
+        "what verification and overhead cost beyond one is not known"
     ]

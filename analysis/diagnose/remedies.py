@@ -19,8 +19,9 @@ LENGTH_ONE = 1.005
 KNOWS_NOTHING = 0.05
 """Acceptance rate of a draft that always proposes the commonest token: 'the' is 6.9% of English words (Kucera & Francis
 1967), and less of tokens, which are also punctuation and parts of words."""
-NOTHING_ACCEPTED = 0.1
-"""what the acceptance rate must surely lie below for 'nothing was accepted' not to be chance"""
+NOTHING_ACCEPTED = 0.2
+"""What the acceptance rate must surely lie below for 'nothing was accepted' not to be chance: a table of bigrams, no
+model at all, reaches 0.2 (Leviathan et al. 2023, sec. 4.2). 20 rejected tokens are enough."""
 LEAST_ROUNDS = 20
 """rounds without a drafted token after which the draft is not there"""
 
@@ -66,19 +67,49 @@ def faster(costs: RoundCosts, **changed: Any) -> str:
 
 def draft_remedy(costs: RoundCosts, facts: Facts) -> str:
     """For a draft that takes long."""
-    steps = float(costs.draft_seconds[0] / costs.step_seconds[0])
+    steps = float((costs.draft_seconds / (costs.step_seconds if costs.plain else costs.verify_seconds))[0])
+    unit = "plain steps" if costs.plain else "verifications"
+    what = f"drafting {facts.drafted_per_round:.1f} tokens a round" if facts.drafted_per_round else "a round's drafting"
     return (
-        f"drafting {facts.drafted_per_round:.1f} tokens a round costs {steps:.2f} plain steps; a draft twice as fast "
+        f"{what} costs {steps:.2f} {unit}; a draft twice as fast "
         f"gives {faster(costs, draft_seconds=costs.draft_seconds / 2)}: take a smaller one, or fewer of its layers"
+    )
+
+
+def untimed_draft_remedy(drafting: float, facts: Facts) -> str:
+    """For a draft of which only the time is known."""
+    each = (
+        "" if facts.drafted_per_round == 0 else f", {1e3 * drafting / facts.drafted_per_round:.3g} ms a drafted token"
+    )
+    return (
+        f"drafting takes {1e3 * drafting:.3g} ms a round{each}; whether that is much depends on the target's forward, "
+        "which the log does not time: give a baseline, or a log that holds decoding times"
+    )
+
+
+def rounds_remedy(costs: RoundCosts, drafting: bool) -> str:
+    """For a round that takes longer than a plain step, in a log that does not say on what; drafting: but for that."""
+    ratio = float(
+        ((costs.verify_seconds if drafting else costs.draft_seconds + costs.verify_seconds) / costs.step_seconds)[0]
+    )
+    what, unknown = (
+        ("beside drafting a round", "verification and the rest")
+        if drafting
+        else ("a round", "drafting, verification and the rest")
+    )
+    return (
+        f"{what} takes {ratio:.2f} plain steps, and the log does not tell {unknown} apart: compare a shorter draft, "
+        "which cuts both drafting and verification, and profile the host; a round table tells them apart"
     )
 
 
 def verify_remedy(costs: RoundCosts, facts: Facts) -> str:
     """For a verification that costs more than a forward of one token."""
     ratio = float(costs.verify_seconds[0] / costs.step_forward_seconds[0])
+    unit = "forwards of one token" if costs.plain else "of the narrowest verifications"
     return (
         f"verifying {facts.drafted_per_round + 1:.1f} tokens a round at batch {facts.batch:.3g} costs {ratio:.2f} "
-        f"forwards of one token; at the price of one it would be "
+        f"{unit}; at the price of one it would be "
         f"{faster(costs, verify_seconds=costs.step_forward_seconds)}: draft fewer tokens, or speculate at smaller "
         "batches only"
     )
@@ -87,8 +118,9 @@ def verify_remedy(costs: RoundCosts, facts: Facts) -> str:
 def overhead_remedy(costs: RoundCosts, facts: Facts) -> str:
     """For a round that does more beside the forwards than a plain step."""
     own, plain = 1e3 * float(costs.other_seconds[0]), 1e3 * float(costs.step_other_seconds[0])
+    beside = f", a plain step {plain:.3g} ms; without the excess" if costs.plain else "; without them"
     return (
-        f"a round spends {own:.3g} ms beside the forwards, a plain step {plain:.3g} ms; without the excess it would be "
+        f"a round spends {own:.3g} ms beside the forwards{beside} it would be "
         f"{faster(costs, other_seconds=costs.step_other_seconds)}: cut host work, waiting and synchronisation"
     )
 
@@ -141,10 +173,13 @@ def finding_remedy(finding: Finding) -> str:
             "your own mix of prompts, and decode without a draft where it does not pay"
         )
     first, last = evidence["block_efficiency_first_quarter"], evidence["block_efficiency_last_quarter"]
-    fall = f"tokens per round fall from {first:.2f} in the first quarter to {last:.2f} in the last"
     if finding.name == FALLS_WITH_CONTEXT:
-        context = evidence["mean_context_last_quarter"]
-        return f"{fall}: take a draft trained for contexts of {context:,.0f} tokens, or draft less beyond them"
+        short, long = evidence["mean_context_first_quarter"], evidence["mean_context_last_quarter"]
+        return (
+            f"tokens per round fall from {first:.2f} at {short:,.0f} tokens of context to {last:.2f} at {long:,.0f}: "
+            "take a draft trained for contexts of that length, or draft less beyond them"
+        )
+    fall = f"tokens per round fall from {first:.2f} in the first quarter to {last:.2f} in the last"
     return f"{fall}: let a controller shorten drafts as acceptance falls, or renew the draft for what is asked now"
 
 

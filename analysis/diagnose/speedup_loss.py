@@ -1,7 +1,7 @@
 """The loss between the ideal speedup and the measured one, split over the parts of a round.
 
-Ideal: all gamma + 1 tokens of every round, at the price of one plain step of the target. Measured: fewer tokens, and a
-round that also drafts, verifies several tokens at once, and does more on the host than a plain step. So
+Ideal: the tokens per round that a good draft gives, at the price of one plain step of the target. Measured: fewer
+tokens, and a round that also drafts, verifies several tokens at once, and does more on the host than a plain step. So
 
     log(ideal / measured) = log of seconds per token, with all four factors as they are, less the same as they would be.
 
@@ -27,6 +27,11 @@ Coalition = tuple[bool, ...]
 
 FACTORS = ("acceptance", "draft", "verify", "overhead")
 
+GOOD_ACCEPTANCE = 0.8
+"""Acceptance rate of a good draft: three quarters of the rates published for model pairs lie below it (upper quartile
+0.81, paper_figs/data/published_speedups.csv). No draft has all it proposes accepted, so the rest is no loss that
+anything could bring back."""
+
 
 @dataclass(frozen=True)
 class RoundCosts:
@@ -35,7 +40,7 @@ class RoundCosts:
     tokens: FloatArray
     """emitted: the block efficiency"""
     ideal_tokens: FloatArray
-    """gamma + 1"""
+    """with a good draft"""
     draft_seconds: FloatArray
     verify_seconds: FloatArray
     other_seconds: FloatArray
@@ -43,6 +48,8 @@ class RoundCosts:
     """the target's forward of one token, in a plain step"""
     step_other_seconds: FloatArray
     """the rest of a plain step"""
+    plain: bool = True
+    """False where no plain step was timed, and a verification of this run stands in for its forward"""
 
     @property
     def seconds_per_token(self) -> FloatArray:
@@ -56,7 +63,7 @@ class RoundCosts:
 
     @property
     def ideal_seconds_per_token(self) -> FloatArray:
-        """Of gamma + 1 tokens for the price of a plain step."""
+        """Of as many tokens as a good draft gives, for the price of a plain step."""
         return self.step_seconds / self.ideal_tokens
 
     @property
@@ -126,7 +133,7 @@ class Lengths:
         return cls(fit_per_round(rounds, "draft_seconds"), fit_per_round(rounds, "other_seconds"))
 
     def shortened(
-        self, costs: RoundCosts, tokens: FloatArray, drafted: FloatArray, kept: FloatArray, gamma: int
+        self, costs: RoundCosts, tokens: FloatArray, ideal: FloatArray, drafted: FloatArray, kept: FloatArray
     ) -> RoundCosts:
         """The costs of a round that drafts at most gamma tokens.
 
@@ -136,9 +143,9 @@ class Lengths:
         Args:
             costs: as measured, at the longer length.
             tokens: emitted per round at the shorter length [rows].
+            ideal: the same with a good draft [rows].
             drafted: mean drafted tokens as measured [rows], above 0.
             kept: mean drafted tokens at the shorter length [rows].
-            gamma: the shorter length.
         """
 
         def scaled(seconds: FloatArray, cost: PerRound) -> FloatArray:
@@ -149,7 +156,7 @@ class Lengths:
         return replace(
             costs,
             tokens=tokens,
-            ideal_tokens=np.full_like(tokens, gamma + 1),
+            ideal_tokens=ideal,
             draft_seconds=scaled(costs.draft_seconds, self.draft),
             verify_seconds=costs.step_forward_seconds + wider * kept / drafted,
             other_seconds=scaled(costs.other_seconds, self.other),
@@ -162,4 +169,6 @@ def at_better_length(gain: FloatArray, losses: FloatArray, shorter: FloatArray) 
     The rest is shared as the factors share their loss at the shorter length [4, rows]. For a draft that is too long
     makes acceptance look worse than it is: late tokens are seldom reached, however good the draft.
     """
-    return np.asarray(shorter * (losses.sum(axis=0) - gain) / shorter.sum(axis=0))
+    left = shorter.sum(axis=0) > 0
+    shares = np.where(left, shorter, losses)
+    return np.asarray(shares * (losses.sum(axis=0) - gain) / shares.sum(axis=0))

@@ -40,10 +40,10 @@ class Truth:
 
 
 def mild(rng: np.random.Generator) -> Truth:
-    """Everything as it should be."""
+    """Everything as it should be, at any usual draft length."""
     return Truth(
-        acceptance=IidAcceptance(rng.uniform(0.8, 0.92)),
-        gamma=int(rng.integers(2, 7)),
+        acceptance=IidAcceptance(rng.uniform(0.65, 0.92)),
+        gamma=int(rng.integers(1, 11)),
         cost_ratio=rng.uniform(0.02, 0.06),
         verify_ratio=rng.uniform(1.0, 1.1),
         overhead=rng.uniform(0.02, 0.08),
@@ -64,7 +64,7 @@ def plant(cause: str, rng: np.random.Generator) -> Truth:
         case "verify_width":
             return replace(truth, verify_ratio=rng.uniform(2.0, 4.0))
         case "engine_overhead":
-            return replace(truth, overhead=rng.uniform(1.0, 2.5))
+            return replace(truth, overhead=rng.uniform(0.7, 2.5))
         case "draft_not_loaded":
             return replace(truth, acceptance=IidAcceptance(0.0))
     raise ValueError(f"unknown cause {cause}")

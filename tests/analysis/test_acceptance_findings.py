@@ -11,10 +11,8 @@ from analysis.diagnose.acceptance_findings import (
     better_half,
     falls_over_log,
     find_reasons,
-    residuals,
-    trend,
-    variance_test,
 )
+from analysis.diagnose.trends import residuals, trend, variance_test
 from sim.acceptance import AcceptanceModel, BetaAcceptance, MarkovAcceptance, PartialProposals, PerPositionAcceptance
 from sim.engine import simulate
 from sim.latency import ConstantLatency
@@ -42,6 +40,38 @@ def test_a_fall_of_acceptance_is_found_and_told_from_others(name: str, falls: di
 
 
 @pytest.mark.parametrize(
+    ("name", "requests", "falls"), [(CONTEXT, 1, {"by_context": 0.2}), (TIME, 3, {"by_clock": 0.9})]
+)
+def test_a_fall_is_found_in_few_requests(name: str, requests: int, falls: dict[str, float]) -> None:
+    """Of one request, successive parts tell; of several on one clock, that the next does not start afresh."""
+    found = []
+    for seed in range(12):
+        rng = np.random.default_rng([2, seed])
+        table = speculative(falling_rounds(rng, requests=requests, tokens=3000 // requests, **falls))
+        if "by_clock" in falls:  # along the whole run, within requests too
+            table = run_down(table, rng)
+        found.append({one.name for one in find_reasons(table)} - {UNREPRESENTATIVE})
+    assert sum(names == {name} for names in found) >= 11, found
+
+
+def run_down(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """The same with acceptance that falls with every round, from 0.9 to 0.2."""
+    share = np.arange(len(table)) / len(table)
+    passes = rng.random((len(table), 4)) < (0.9 - 0.7 * share)[:, None]
+    accepted = np.minimum(np.cumprod(passes, axis=1).sum(axis=1), table["drafted"])
+    return table.assign(accepted=accepted, emitted=accepted + 1)
+
+
+def test_longer_prompts_that_are_accepted_less_are_found_where_outputs_are_short() -> None:
+    table = speculative(falling_rounds(np.random.default_rng(13), by_context=0.8, tokens=30, requests=60))
+    findings = {one.name: one for one in find_reasons(table)}
+    assert CONTEXT in findings
+    evidence = findings[CONTEXT].evidence
+    assert evidence["mean_context_first_quarter"] < evidence["mean_context_last_quarter"]
+    assert table.loc[findings[CONTEXT].reference, "context"].max() <= table["context"].quantile(0.25)
+
+
+@pytest.mark.parametrize(
     "acceptance",
     [
         PerPositionAcceptance((0.6, 0.8, 0.9)),
@@ -51,12 +81,24 @@ def test_a_fall_of_acceptance_is_found_and_told_from_others(name: str, falls: di
     ],
 )
 def test_what_is_the_same_everywhere_raises_no_alarm(acceptance: AcceptanceModel) -> None:
-    """Three tests at 1% in 60 runs: more than 8 alarms have a chance of 1 in 10,000, a test at 10% gives about 18."""
+    """Four tests at 1% in 60 runs: more than 10 alarms have a chance of 1 in 10,000, a test at 15% gives about 11."""
     scenario = Scenario(
         ConstantLatency(1.0), None, acceptance, 3, requests=24, max_new_tokens=60, last_round="shortened",
         request_devices="own",
     )  # fmt: skip
     alarms = sum(len(find_reasons(simulate(scenario, seed))) for seed in range(60))
+    assert alarms <= 10
+
+
+def test_few_requests_raise_no_alarm_either() -> None:
+    """One test at 1% in 200 runs of 1 to 5 requests: more than 8 alarms have a chance of 1 in 2,000."""
+    alarms = 0
+    for seed in range(200):
+        scenario = Scenario(
+            ConstantLatency(1.0), None, BetaAcceptance(30, 6), 3, requests=1 + seed % 5, rounds=100,
+            request_devices="own",
+        )  # fmt: skip
+        alarms += sum(one.name != UNREPRESENTATIVE for one in find_reasons(simulate(scenario, seed)))
     assert alarms <= 8
 
 

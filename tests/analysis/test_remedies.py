@@ -1,9 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from analysis.diagnose.remedies import Facts, acceptance_remedy, break_even, faster, not_loaded_remedy
+from analysis.diagnose.remedies import (
+    Facts,
+    acceptance_remedy,
+    break_even,
+    draft_remedy,
+    faster,
+    not_loaded_remedy,
+    overhead_remedy,
+    verify_remedy,
+)
 from analysis.diagnose.speedup_loss import RoundCosts
 from sim.theory import speedup
 
@@ -37,6 +48,7 @@ def test_a_draft_is_not_loaded_where_it_surely_knows_nothing() -> None:
     assert not facts(alpha=0.06, alpha_ci=[0.04, 0.08]).not_loaded
     assert facts(alpha=0.02, alpha_ci=[0.01, 0.04]).not_loaded
     assert facts(accepted=0, alpha=0.0, alpha_ci=[0.0, 0.09]).not_loaded
+    assert facts(accepted=0, alpha=0.0, alpha_ci=[0.0, 0.17]).not_loaded  # 20 rejected tokens
     assert not facts(accepted=0, alpha=0.0, alpha_ci=[0.0, 0.2]).not_loaded
     assert facts(drafted=0, alpha=None, alpha_ci=None).not_loaded
     assert not facts(rounds=5, drafted=0, alpha=None, alpha_ci=None).not_loaded
@@ -44,6 +56,14 @@ def test_a_draft_is_not_loaded_where_it_surely_knows_nothing() -> None:
     only_mean = {"rounds": None, "drafted": None, "accepted": None, "alpha": None, "alpha_ci": None}
     assert facts(**only_mean, block_efficiency=1.0).not_loaded
     assert not facts(**only_mean, block_efficiency=1.01).not_loaded
+
+
+def test_without_plain_steps_nothing_is_said_of_them() -> None:
+    unknown = replace(costs(0.4), plain=False)
+    for remedy in (draft_remedy, overhead_remedy, verify_remedy):
+        assert "plain" in remedy(costs(0.4), facts()) or remedy is verify_remedy
+        assert "plain" not in remedy(unknown, facts())
+    assert "0.36 verifications" in draft_remedy(unknown, facts())
 
 
 def test_decoding_without_a_broken_draft_is_as_fast_as_a_plain_step() -> None:

@@ -92,7 +92,7 @@ def test_a_shorter_draft_costs_what_a_simulation_of_it_does() -> None:
         for table, gamma in ((rounds, 6), (shorter, 2))
     )  # fmt: skip
     tokens = one * np.minimum(rounds["accepted"], 2).mean() + 1
-    found = Lengths.fit(rounds).shortened(costs, tokens, 6 * one, 2 * one, 2)
+    found = Lengths.fit(rounds).shortened(costs, tokens, 3 * one, 6 * one, 2 * one)
     error = shorter["emitted"].std() / np.sqrt(40_000)
     assert abs(found.tokens - expected.tokens) < 4 * np.sqrt(2) * error
     for name in ("draft_seconds", "verify_seconds", "other_seconds", "ideal_tokens"):
@@ -103,10 +103,10 @@ def test_a_lookup_costs_the_same_however_much_it_finds() -> None:
     """What a round costs is fitted where draft lengths vary; a fixed cost does not shrink with them."""
     one = np.ones(1)
     costs = RoundCosts(2 * one, 5 * one, one, 3 * one, one, 2 * one, one)
-    fixed = Lengths(PerRound(1.0, 0.0), PerRound(1.0, 0.0)).shortened(costs, one, 4 * one, one, 1)
+    fixed = Lengths(PerRound(1.0, 0.0), PerRound(1.0, 0.0)).shortened(costs, one, 2 * one, 4 * one, one)
     assert fixed.draft_seconds == 1
     assert fixed.verify_seconds == 2.25
-    per_token = Lengths(PerRound(0.0, 2.0), PerRound(1.0, 0.5)).shortened(costs, one, 4 * one, one, 1)
+    per_token = Lengths(PerRound(0.0, 2.0), PerRound(1.0, 0.5)).shortened(costs, one, 2 * one, 4 * one, one)
     assert per_token.draft_seconds == 0.25
     assert per_token.other_seconds == 0.5
 
@@ -116,3 +116,5 @@ def test_the_factors_share_what_a_shorter_draft_would_not_gain() -> None:
     rest = at_better_length(np.array([0.5]), losses, shorter)
     assert rest.sum() + 0.5 == pytest.approx(losses.sum())
     np.testing.assert_allclose(rest, 3 * shorter)
+    none = at_better_length(np.array([0.5]), losses, np.zeros((4, 1)))
+    np.testing.assert_allclose(none, losses * 3 / 3.5)

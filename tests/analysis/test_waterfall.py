@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from analysis.diagnose import Diagnosis, diagnose
-from paper_figs.style import COLUMN_INCHES
-from paper_figs.waterfall import draw, steps_of
+from paper_figs.style import COLUMN_INCHES, style
+from paper_figs.waterfall import draw, plot, steps_of
 from tests.analysis.planted import make_rounds, plant
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -52,13 +52,26 @@ def test_same_data_gives_the_same_bytes(tmp_path: Path, diagnosis: Diagnosis) ->
         assert first[suffix].read_bytes() == second[suffix].read_bytes()
 
 
-def test_what_a_log_leaves_open_is_a_step_of_its_own(tmp_path: Path, diagnosis: Diagnosis) -> None:
-    partial = replace(diagnosis, causes=diagnosis.causes[:1], gains=(), speedup_ci=None)
-    steps = steps_of(partial)
-    assert steps["step"].tolist() == ["ideal", diagnosis.causes[0].name, "not told apart", "measured"]
-    assert steps["share"].sum() == pytest.approx(1)
-    assert steps["speedup_after"].iloc[2] == diagnosis.speedup
-    assert draw(partial, tmp_path)["png"].exists()
+def test_labels_give_shares_and_milliseconds_and_fit_the_column(diagnosis: Diagnosis) -> None:
+    steps = steps_of(diagnosis)
+    with style():
+        figure = plot(steps)
+        figure.canvas.draw()
+        (axes,) = figure.axes
+        texts = {text.get_text(): text.get_window_extent() for text in axes.texts}
+        right = figure.bbox.x1
+    first = diagnosis.causes[0]
+    assert first.share is not None
+    assert first.seconds_per_token is not None
+    assert f"{first.share:.0%}, {1e3 * first.seconds_per_token:.3g} ms" in texts
+    assert f"{diagnosis.speedup:.2f}×" in texts
+    assert all(box.x1 <= right for box in texts.values())
+
+
+def test_a_run_without_a_loss_has_two_bars(tmp_path: Path, diagnosis: Diagnosis) -> None:
+    perfect = replace(diagnosis, causes=(), gains=(), speedup=5.0, ideal_speedup=5.0, speedup_ci=None)
+    assert steps_of(perfect)["step"].tolist() == ["ideal", "measured"]
+    assert draw(perfect, tmp_path)["png"].exists()
 
 
 def test_without_a_speedup_there_is_no_waterfall(tmp_path: Path, diagnosis: Diagnosis) -> None:
