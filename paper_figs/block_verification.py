@@ -1,4 +1,4 @@
-"""Sun et al. 2024, block verification: what it gains over verifying token by token."""
+"""Sun et al. 2025, block verification: what it gains over verifying token by token."""
 
 from __future__ import annotations
 
@@ -98,6 +98,7 @@ def draw(table: pd.DataFrame) -> Figure:
         above.set(xlabel="Draft length γ [tokens]", ylabel="Expected accepted tokens", ylim=(0, None))
         above.legend(loc="lower right", handlelength=3.2)
         _gains(below, table[table["panel"] != "example"])
+        figure.legend(*below.get_legend_handles_labels(), loc="outside lower right", ncols=2, handletextpad=0.2)
         letter([above, below], ["The paper's example", "Gain in tokens per round"])
         return figure
 
@@ -117,4 +118,3 @@ def _gains(axes: Axes, table: pd.DataFrame) -> None:
     axes.set_yticks(place, names)
     axes.tick_params(axis="y", length=0)
     axes.set(xlabel="Block over token verification, less 1 [%]", ylim=(place.max() + 0.6, -0.6))
-    axes.legend(loc="best")

@@ -1,5 +1,7 @@
 """Every figure that `specdec figures` draws: a module each, with NAME, SOURCE, CAPTION, `data` and `draw`.
 
+The first line of a module says what its figure shows.
+
 `data()` gives the DataFrame behind the figure, `data(run)` that of a lab run, and `draw(table)` the Figure. A module
 whose caption states results has `caption(table)` too.
 """
@@ -63,8 +65,14 @@ def module_of(name: str) -> Any:
     """
     if name not in FIGURES:
         near = get_close_matches(name, FIGURES, n=3, cutoff=0.4)
-        raise ValueError(f"no figure named {name!r}; {'did you mean ' + ', '.join(near) if near else 'see --list'}")
+        way_out = f"did you mean {', '.join(near)}?" if near else f"give one of {', '.join(FIGURES)}"
+        raise ValueError(f"no figure named {name!r}; {way_out}")
     return import_module(f"paper_figs.{name}")
+
+
+def title_of(name: str) -> str:
+    """What a figure shows, in one line."""
+    return str(module_of(name).__doc__).partition("\n")[0].rstrip(".")
 
 
 def make(name: str, out_dir: Path, run: Path | None = None) -> Made:

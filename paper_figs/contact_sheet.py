@@ -1,17 +1,16 @@
-"""A page of thumbnails, captions and links to figures in a folder: one file that loads nothing from elsewhere."""
+"""A page of thumbnails, captions and links to the figures in a folder: one file that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 
 from PIL import Image
 
-from paper_figs.catalogue import Made
+from paper_figs.catalogue import FIGURES, title_of
 from sim.records import write_atomically
 
 WIDTH = 420
@@ -29,7 +28,7 @@ figure { margin: 0; padding: 1em; border: 1px solid #ddd; border-radius: 6px; }
 figure img { width: 100%; height: auto; background: #fff; }
 figcaption { font-size: 13px; margin-top: 0.6em; }
 h2 { font-size: 15px; margin: 0 0 0.6em; }
-.source { color: #666; }
+.source { color: #595959; }
 </style>
 </head>
 <body>
@@ -42,32 +41,37 @@ $figures
 </html>
 """)
 CARD = Template("""<figure id="$name">
-<h2>$name</h2>
-<a href="$name.png"><img alt="$name" width="$width" height="$height" src="data:image/png;base64,$thumbnail"></a>
-<figcaption>$caption <span class="source">Source: $source.</span><br>
-<a href="$name.pdf">PDF</a> &middot; <a href="$name.png">PNG</a> &middot; <a href="$name.csv">CSV</a></figcaption>
+<h2>$title</h2>
+<a href="$name.png"><img alt="$title" width="$width" height="$height" src="data:image/png;base64,$thumbnail"></a>
+<figcaption>$caption <span class="source">Source: $source</span><br>
+<code>$name</code>: <a href="$name.pdf">PDF</a> &middot; <a href="$name.png">PNG</a> &middot;
+<a href="$name.csv">CSV</a>
+</figcaption>
 </figure>""")
 
 
-def write_contact_sheet(figures: Sequence[Made], out_dir: Path) -> Path:
-    """Write index.html for figures that lie in the same folder, and give its path."""
-    path = out_dir / "index.html"
-    page = PAGE.substitute(count=len(figures), figures="\n".join(map(card, figures)))
+def write_contact_sheet(folder: Path) -> Path:
+    """Write index.html for every figure of the catalogue that the folder holds, whenever drawn, and give its path."""
+    path = folder / "index.html"
+    names = [name for name in FIGURES if all((folder / f"{name}.{kind}").is_file() for kind in ("png", "pdf", "csv"))]
+    page = PAGE.substitute(count=len(names), figures="\n".join(card(folder, name) for name in names))
     write_atomically(path, lambda part: Path(part).write_text(page, encoding="utf-8"))
     return path
 
 
-def card(figure: Made) -> str:
-    """One figure of the page."""
-    with Image.open(figure.paths["png"]) as image:
+def card(folder: Path, name: str) -> str:
+    """One figure of the page; its caption is the one in the PNG."""
+    with Image.open(folder / f"{name}.png") as image:
+        caption, _, source = str(image.info.get("Description", "")).rpartition("Source: ")
         small = image.convert("RGB")
-        small.thumbnail((WIDTH, 4 * WIDTH))
-        buffer = io.BytesIO()
-        small.save(buffer, "PNG", optimize=True)
+    small.thumbnail((WIDTH, 4 * WIDTH))
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG", optimize=True)
     return CARD.substitute(
-        name=escape(figure.name),
-        caption=escape(figure.caption),
-        source=escape(figure.source),
+        name=escape(name),
+        title=escape(title_of(name)),
+        caption=escape(caption.strip()),
+        source=escape(source),
         thumbnail=base64.b64encode(buffer.getvalue()).decode(),
         width=small.width,
         height=small.height,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import wrap
 
 import pandas as pd
 
-from paper_figs.style import COLUMN_INCHES, MARKERS, new_figure, palette, save, style
+from paper_figs.style import COLUMN_INCHES, caption_below, kinds, new_figure, save, style
 
 NAME = "distillation_curve"
 
@@ -28,17 +27,9 @@ def draw(curve: pd.DataFrame, unique_positions: int, out_dir: Path, caption: str
     with style():
         figure = new_figure(COLUMN_INCHES, 0.8 * COLUMN_INCHES)
         axes = figure.add_subplot()
-        for name, marker, colour in zip(names, MARKERS, palette(len(names)), strict=False):
+        for name, look in zip(names, kinds(len(names)), strict=True):
             place = name.removeprefix("alpha_")
-            axes.plot(
-                curve["positions"] / 1e6,
-                curve[name],
-                marker=marker,
-                markersize=2.5,
-                linewidth=0.9,
-                color=colour,
-                label=f"drafted token {place}",
-            )
+            axes.plot(curve["positions"] / 1e6, curve[name], label=f"drafted token {place}", **look)
         axes.axvline(unique_positions / 1e6, color="#444444", linewidth=0.6, linestyle="--")
         axes.annotate(
             "every sample\nseen once",
@@ -51,5 +42,5 @@ def draw(curve: pd.DataFrame, unique_positions: int, out_dir: Path, caption: str
         axes.set(xlabel="Training positions seen [millions of tokens]", ylabel="Acceptance rate α, held out")
         axes.set_xlim(left=0)
         axes.legend(loc="best")
-        figure.supxlabel("\n".join(wrap(caption, 78)), fontsize=5.5)
+        caption_below(figure, caption)
         return save(figure, curve, out_dir, NAME, caption)

@@ -90,5 +90,8 @@ def _map(axes: Axes, table: pd.DataFrame, name: str, norm: LogNorm) -> QuadMesh:
         line = axes.contour(
             x, y, values, levels=[level], colors="black" if dark else "white", linewidths=1.4 if level == 1 else 0.6
         )
-        axes.clabel(line, fmt="%g", fontsize=6)
+        # the longest piece alone: in a corner the labels of short ones would lie upon each other
+        longest = max(line.allsegs[0], key=len)
+        if len(longest) > len(x) / 4:
+            axes.clabel(line, fmt="%g", fontsize=6, manual=[tuple(longest[len(longest) // 2])])
     return mesh

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from paper_figs.style import COLUMN_INCHES, GUIDE, kinds, new_figure, style
+from paper_figs.style import COLUMN_INCHES, GUIDE, INK, kinds, new_figure, style
 from sim.theory import expected_tokens
 
 NAME = "leviathan_fig2"
@@ -39,7 +39,8 @@ def draw(table: pd.DataFrame) -> Figure:
     with style():
         figure = new_figure(COLUMN_INCHES, 0.85 * COLUMN_INCHES)
         axes = figure.add_subplot()
-        axes.plot(table["alpha"], table["limit"].where(table["limit"] <= TOP), color=GUIDE, linewidth=0.8)
+        axes.plot(table["alpha"], table["limit"], color=GUIDE, linewidth=0.8)
+        axes.annotate("γ → ∞", (1 - 1 / 8.5, 8.5), (-3, 0), textcoords="offset points", ha="right", color=INK)
         for name, look in zip(reversed(names), kinds(len(names)), strict=True):
             axes.plot(table["alpha"], table[name], markevery=every, label=f"γ = {name.removeprefix('gamma_')}", **look)
         axes.set(xlabel="Acceptance rate α", ylabel="Expected tokens per round", xlim=(0, 1), ylim=(1, TOP + 0.2))

@@ -44,7 +44,7 @@ def verify_ratio(shape: Architecture, batch: int) -> float:
 
 
 def data(
-    batches: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+    batches: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256),
     experts: Sequence[int] = (8, 16, 32, 64, 128, 256),
     expert_batches: Sequence[int] = (1, 16, 256),
     alpha: float = 0.8,

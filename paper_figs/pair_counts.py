@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from sim.theory import FloatArray
-from sim.trees import RankAcceptance, rank_acceptance
+from sim.trees import IntArray, RankAcceptance, rank_acceptance
 
 DATA = Path(__file__).parent / "data"
 BLOCK_CSV, TREE_CSV, RANK_CSV = (DATA / f"pair_{name}.csv" for name in ("block_verification", "tree_width", "ranks"))
@@ -54,11 +55,38 @@ def rank_table(counts: pd.DataFrame) -> RankAcceptance:
     Args:
         counts: columns depth, rank (both from 1), tested, accepted, of one rule.
     """
-    positions: list[tuple[int, int, int]] = []
+    return _acceptance(_outcomes(counts))
+
+
+def rank_resamples(counts: pd.DataFrame, resamples: int, seed: int = 0) -> FloatArray:
+    """The acceptance that other positions would have shown [resamples, depth, k], each position drawn for itself.
+
+    Args:
+        counts: as for `rank_table`.
+        resamples: how many.
+        seed: of the bootstrap.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = {
+        depth: rng.multinomial(seen.sum(), seen / seen.sum(), size=resamples)
+        for depth, seen in _outcomes(counts).items()
+    }
+    tables = [_acceptance({depth: seen[n] for depth, seen in drawn.items()}).acceptance for n in range(resamples)]
+    return np.stack(tables)
+
+
+def _outcomes(counts: pd.DataFrame) -> dict[int, IntArray]:
+    """Of each depth: how many positions accepted each rank, and at last how many none."""
+    found = {}
     for depth, rows in counts.sort_values("rank").groupby("depth"):
-        for rank, accepted in zip(rows["rank"].tolist(), rows["accepted"].tolist(), strict=True):
-            positions += [(int(str(depth)), rank - 1, len(rows))] * accepted
-        missed = int(rows["tested"].iloc[-1] - rows["accepted"].iloc[-1])
-        positions += [(int(str(depth)), -1, len(rows))] * missed
-    depths, ranks, offered = (np.array(column) for column in zip(*positions, strict=True))
-    return rank_acceptance(depths, ranks, offered)
+        accepted = rows["accepted"].to_numpy(np.int64)
+        found[int(str(depth))] = np.append(accepted, rows["tested"].iloc[0] - accepted.sum())
+    return found
+
+
+def _acceptance(outcomes: Mapping[int, IntArray]) -> RankAcceptance:
+    """Acceptance of the positions that `_outcomes` counts."""
+    ranks = [np.repeat(np.append(np.arange(len(seen) - 1), -1), seen) for seen in outcomes.values()]
+    depths = [np.full(seen.sum(), depth) for depth, seen in outcomes.items()]
+    offered = [np.full(seen.sum(), len(seen) - 1) for seen in outcomes.values()]
+    return rank_acceptance(*map(np.concatenate, (depths, ranks, offered)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from textwrap import wrap
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from analysis.compare import COMPARISON_COLUMNS
-from paper_figs.style import COLUMN_INCHES, GUIDE, INK, MARKERS, new_figure, palette, save, style
+from paper_figs.style import COLUMN_INCHES, GUIDE, INK, MARKERS, caption_below, new_figure, palette, save, style
 
 NAME = "predicted_vs_measured"
 BAND = 0.05
@@ -44,7 +43,7 @@ def draw(comparison: pd.DataFrame, out_dir: Path, caption: str = "") -> dict[str
     with style():
         figure = figure_of(comparison)
         if caption:
-            figure.supxlabel("\n".join(wrap(caption, 76)), fontsize=6, color="#555555", x=0.5, linespacing=1.3)
+            caption_below(figure, caption)
         return save(figure, comparison, out_dir, NAME, caption)
 
 

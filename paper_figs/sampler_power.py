@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from scipy.stats import ncx2
 
 from analysis.fit.acceptance import wilson
@@ -95,6 +96,7 @@ def draw(table: pd.DataFrame) -> Figure:
             above.plot(marks["x"], marks["y"], **(look | {"linestyle": "none"}))
             above.plot([], [], label=f"N = {int(name):,}", **look)
         above.set_xscale("log")
+        above.xaxis.set_minor_formatter(NullFormatter())
         above.set(xlabel="Total variation from the target", ylabel="Chance of rejection", ylim=(-0.02, 1.05))
         above.set_xlim(0.3 * curves.loc[curves["y"] > 0.5, "x"].min(), curves["x"].max())
         figure.legend(*above.get_legend_handles_labels(), loc="outside upper center", ncols=2, handlelength=3.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-from paper_figs.pair_counts import RANK_CSV, rank_table
-from paper_figs.style import COLUMN_INCHES, kinds, letter, new_figure, style
+from paper_figs.pair_counts import RANK_CSV, rank_resamples, rank_table
+from paper_figs.style import COLUMN_INCHES, intervals, kinds, letter, new_figure, style
 from sim.theory import FloatArray
 from sim.tree_search import solve
 from sim.trees import TokenTree, expected_tokens
@@ -21,7 +22,8 @@ CAPTION = (
     "Expected tokens of a round against the drafted tokens, by Sequoia's sum over paths with acceptance by rank as "
     "counted on the embedded pair (eight ranks at the first token, four at the second; what was not counted is taken "
     "from other depths): a chain and five sequences level off at once, a binary tree later, the best tree goes on "
-    "rising. (a) Sampled without replacement at temperature 1, (b) greedy."
+    "rising. Bars: 95% intervals of the counts, on which the best tree is chosen too. (a) Sampled without replacement "
+    "at temperature 1, (b) greedy."
 )
 LABELS = {
     "best": "best tree",
@@ -33,23 +35,28 @@ SEQUENCES = 5
 PANELS = {"without_replacement": "temperature 1", "greedy": "greedy"}
 
 
-def data(largest: int = 256, max_depth: int = 24, ranks: Path = RANK_CSV) -> pd.DataFrame:
+def data(largest: int = 256, max_depth: int = 24, ranks: Path = RANK_CSV, resamples: int = 200) -> pd.DataFrame:
     """Expected tokens by kind and size of the tree.
 
     Args:
         largest: most drafted tokens.
         max_depth: longest path; a chain of that length has lost nothing that could be printed.
         ranks: counts by rank, as `paper_figs.measure_pair` writes them.
+        resamples: of the counts, for the intervals.
 
     Returns:
-        rule, kind, size, depth (of the tree), tokens.
+        rule, kind, size, depth (of the tree), tokens with the 95% interval `tokens_lo`, `tokens_hi` of that tree (NaN
+        for best trees whose size is no power of two).
     """
     counts = pd.read_csv(ranks)
     parts = []
     for rule in PANELS:
-        table = by_depth(rank_table(counts[counts["rule"] == rule]).acceptance, max_depth)
-        parts.append(sizes(table, largest).assign(rule=rule))
-    return pd.concat(parts, ignore_index=True)[["rule", "kind", "size", "depth", "tokens"]]
+        of_rule = counts[counts["rule"] == rule]
+        table = by_depth(rank_table(of_rule).acceptance, max_depth)
+        others = [by_depth(one, max_depth) for one in rank_resamples(of_rule, resamples)]
+        parts.append(sizes(table, largest, others).assign(rule=rule))
+    columns = ["rule", "kind", "size", "depth", "tokens", "tokens_lo", "tokens_hi"]
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
 def by_depth(acceptance: FloatArray, max_depth: int) -> FloatArray:
@@ -57,8 +64,17 @@ def by_depth(acceptance: FloatArray, max_depth: int) -> FloatArray:
     return acceptance[np.minimum(np.arange(max_depth), len(acceptance) - 1)]
 
 
-def sizes(table: FloatArray, largest: int) -> pd.DataFrame:
-    """Every kind of tree at every size it has up to `largest`: kind, size, depth, tokens."""
+def sizes(table: FloatArray, largest: int, resampled: Sequence[FloatArray] = ()) -> pd.DataFrame:
+    """Every kind of tree at every size it has up to `largest`.
+
+    Args:
+        table: acceptance [depth, k], as deep as the deepest tree.
+        largest: most drafted tokens.
+        resampled: tables like it, for the intervals.
+
+    Returns:
+        kind, size, depth, tokens, tokens_lo, tokens_hi.
+    """
     deepest = len(table)
     trees = [("chain", TokenTree.chain(n)) for n in range(1, min(largest, deepest) + 1)]
     length = 1
@@ -69,11 +85,14 @@ def sizes(table: FloatArray, largest: int) -> pd.DataFrame:
     while 2 ** (depth + 1) - 2 <= largest:
         trees.append(("binary", TokenTree.branching([2] * depth)))
         depth += 1
-    rows = [(kind, tree.size, tree.depth, expected_tokens(tree, table)) for kind, tree in trees]
     solution = solve(table, largest)
-    for size in range(1, largest + 1):
-        rows.append(("best", size, solution.tree(size).depth, 1 + float(solution.value[size])))
-    return pd.DataFrame(rows, columns=["kind", "size", "depth", "tokens"])
+    trees += [("best", solution.tree(size)) for size in range(1, largest + 1)]
+    rows = []
+    for kind, tree in trees:
+        bounded = resampled and (kind != "best" or tree.size & (tree.size - 1) == 0)
+        others = [expected_tokens(tree, one) for one in resampled] if bounded else [np.nan]
+        rows.append((kind, tree.size, tree.depth, expected_tokens(tree, table), *np.quantile(others, [0.025, 0.975])))
+    return pd.DataFrame(rows, columns=["kind", "size", "depth", "tokens", "tokens_lo", "tokens_hi"])
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -89,6 +108,8 @@ def draw(table: pd.DataFrame) -> Figure:
                 dense = [
                     int(np.argmin(np.abs(rows["size"].to_numpy() - n))) for n in marks[marks <= rows["size"].max()]
                 ]
+                marked = rows.iloc[dense]
+                intervals(axes, marked["size"], marked["tokens_lo"], marked["tokens_hi"], look["color"])
                 axes.plot(rows["size"], rows["tokens"], markevery=sorted(set(dense)), label=label, **look)
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_locator(FixedLocator(marks.tolist()))

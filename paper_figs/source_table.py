@@ -21,6 +21,9 @@ CAPTION = (
     "formula against the exact law: it is never above it, and at γ = 1 it says 1 whatever α is."
 )
 
+LABEL_PLACES = {-40: (0.8, 1.4), -30: (0.55, 1.8), -20: (0.69, 7.0), -10: (0.47, 9.0), -5: (0.36, 12.0)}
+"""near which point (alpha, gamma) each contour is labelled: inside the panel and apart from the others"""
+
 
 def data(alphas: Sequence[float] = tuple(np.linspace(0, 1, 101)), longest: int = 16) -> pd.DataFrame:
     """The formula and the exact law over a grid, after the rows that the source prints.
@@ -79,9 +82,10 @@ def _errors(axes: Axes, grid: pd.DataFrame, figure: Figure) -> None:
     mesh = axes.pcolormesh(
         x, y, errors.to_numpy(), cmap="cividis", vmin=-50, vmax=0, shading="nearest", rasterized=True
     )
-    for levels, colour in (([-40, -30], "white"), ([-20, -10, -5], "black")):
-        lines = axes.contour(x, y, errors.to_numpy(), levels=levels, colors=colour, linewidths=0.7, linestyles="-")
-        axes.clabel(lines, fmt="%d%%", fontsize=6)
+    for level, place in LABEL_PLACES.items():
+        colour = "white" if level <= -30 else "black"
+        lines = axes.contour(x, y, errors.to_numpy(), levels=[level], colors=colour, linewidths=0.7, linestyles="-")
+        axes.clabel(lines, fmt=lambda value: f"−{-value:.0f}%", fontsize=6, manual=[place])
     axes.set(xlabel="Acceptance rate α", ylabel="Draft length γ [tokens]")
     axes.set_yticks([1, 4, 8, 12, 16])
     bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=18)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import pandas as pd
@@ -90,6 +91,11 @@ def letter(axes: Sequence[Axes], titles: Sequence[str]) -> None:
     """Title the panels of a figure (a), (b), ..., from the left edge."""
     for place, (one, title) in enumerate(zip(axes, titles, strict=True)):
         one.set_title(f"({chr(ord('a') + place)}) {title}", loc="left")
+
+
+def caption_below(figure: Figure, caption: str) -> None:
+    """Print a caption under a figure that stands alone, at the least size that can be read in a column."""
+    figure.supxlabel("\n".join(wrap(caption, 72)), fontsize=6, color="#555555", x=0.5, linespacing=1.3)
 
 
 @contextmanager

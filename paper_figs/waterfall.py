@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from analysis.diagnose import Diagnosis
 from analysis.diagnose.causes import Cause
-from paper_figs.style import COLUMN_INCHES, new_figure, palette, save, style
+from paper_figs.style import COLUMN_INCHES, caption_below, new_figure, palette, save, style
 
 NAME = "waterfall"
 GUIDE = "#8a8a8a"
@@ -79,7 +79,7 @@ def draw(diagnosis: Diagnosis, out_dir: Path, caption: str = "") -> dict[str, Pa
     with style():
         figure = plot(steps)
         if caption:
-            figure.supxlabel("\n".join(wrap(caption, 74)), fontsize=6, color="#555555", x=0.5, linespacing=1.3)
+            caption_below(figure, caption)
         return save(figure, steps, out_dir, NAME, caption)
 
 

@@ -10,9 +10,9 @@ from paper_figs import catalogue
 
 SMALL: dict[str, dict[str, Any]] = {
     "chen_draft_length": {"sequences": 200},
-    "sequoia_size": {"largest": 64, "max_depth": 12},
+    "sequoia_size": {"largest": 64, "max_depth": 12, "resamples": 20},
     "dsi_heatmaps": {"points": 9, "repeats": 20},
-    "serving_load": {"rates": (8, 24), "policies": ("fixed 2", "off above 32"), "requests": 40, "replications": 2},
+    "serving_load": {"rates": (8, 20), "policies": ("fixed 2", "off above 32"), "seconds": 4, "replications": 2},
     "sampler_power": {"counts": (1000, 10_000), "points": 21, "trials": 40},
 }
 

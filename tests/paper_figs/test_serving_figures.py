@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from paper_figs import dsi_heatmaps, magicdec_context, moe_verify, serving_batch, serving_load
+from sim.architectures.catalogue import find_architecture
+from sim.hardware import find_device
+from sim.roofline import RooflineLatency
 from sim.topologies.theory import dsi_expected_seconds, si_expected_seconds
 
 
@@ -71,23 +74,44 @@ class TestServingBatch:
 
 
 class TestServingLoad:
-    table = serving_load.data(rates=(0.5, 24), policies=("fixed 2", "off above 32"), requests=40, replications=2)
+    table = serving_load.data(rates=(1, 16), policies=("fixed 2", "off above 32"), seconds=30, replications=3)
 
     def test_at_low_load_time_per_token_shrinks_as_for_one_request(self) -> None:
-        """With next to no queue a server's requests decode in batches of one or two."""
-        alone = serving_batch.data(batches=(1,))
-        batches = self.table[(self.table["rate"] == 0.5) & (self.table["policy"] == "fixed 2")].iloc[0]
-        priced = alone[(alone["panel"] == "priced") & (alone["policy"] == "fixed 1")]["speedup"].iloc[0]
-        assert batches["batch"] < 3
-        assert priced < batches["tpot"] < 1.7
-        assert batches["latency"] > 1.3
+        """With next to no queue requests decode in batches of one or two: eq. 1 over the seconds of a round, within
+        5%; every step has 0.5 ms of the host in it."""
+        device = find_device(serving_batch.DEVICE)
+        draft, target = (
+            RooflineLatency(find_architecture(name), device) for name in (serving_batch.DRAFT, serving_batch.TARGET)
+        )
+        step = target.forward_seconds(1, 1, 1149) + 0.0005
+        low = self.table[self.table["rate"] == 1].set_index("policy")
+        assert (low["batch"] < 2).all()
+        for policy, gamma in (("fixed 2", 2), ("off above 32", 5)):
+            round_seconds = (
+                gamma * draft.forward_seconds(1, 1, 1149) + target.forward_seconds(1, gamma + 1, 1149) + 0.0005
+            )
+            alone = (1 - 0.7 ** (gamma + 1)) / 0.3 * step / round_seconds
+            assert low.loc[policy, "tpot"] == pytest.approx(alone, rel=0.05)
+
+    def test_long_drafts_that_stop_above_32_lose_under_load(self) -> None:
+        loaded = self.table[self.table["rate"] == 16].set_index("policy")
+        assert (loaded["batch"] > 20).all()
+        assert loaded.loc["off above 32", "latency"] < 1 < loaded.loc["fixed 2", "latency"] - 0.2
+
+    def test_a_longer_run_says_the_same(self) -> None:
+        """At a rate that the server keeps up with; other requests, so within both intervals."""
+        longer = serving_load.data(rates=(16,), policies=("fixed 2",), seconds=60, replications=3, seed=7).iloc[0]
+        shorter = self.table[(self.table["rate"] == 16) & (self.table["policy"] == "fixed 2")].iloc[0]
+        for name in serving_load.MEASURES:
+            halves = [(row[f"{name}_hi"] - row[f"{name}_lo"]) / 2 for row in (longer, shorter)]
+            assert abs(longer[name] - shorter[name]) <= np.hypot(*halves) < 0.5
 
     def test_intervals_hold_the_ratios_and_the_seed_repeats_them(self) -> None:
         for name in serving_load.MEASURES:
             assert (self.table[f"{name}_lo"] <= self.table[name]).all()
             assert (self.table[name] <= self.table[f"{name}_hi"]).all()
-        again = serving_load.data(rates=(24,), policies=("fixed 2",), requests=40, replications=2)
-        first = self.table[(self.table["rate"] == 24) & (self.table["policy"] == "fixed 2")]
+        again = serving_load.data(rates=(1,), policies=("fixed 2",), seconds=30, replications=3)
+        first = self.table[(self.table["rate"] == 1) & (self.table["policy"] == "fixed 2")]
         np.testing.assert_array_equal(first["latency"], again["latency"])
 
 
@@ -126,6 +150,30 @@ class TestExperts:
         rows = self.table[(self.table["batch"] == 1) & (self.table["experts"] > 0)]
         per_token = rows["model"].map({"qwen3-30b-a3b": 8, "mixtral-8x7b": 2})
         np.testing.assert_allclose(rows["touched"] * rows["experts"], per_token, atol=1e-9)
+
+    def test_every_batch_fits_into_memory(self) -> None:
+        """At 16 bits, with a tenth of the devices' memory left."""
+        room = 0.9 * moe_verify.DEVICES * find_device(moe_verify.DEVICE).memory_bytes
+        for name in moe_verify.MODELS:
+            shape = find_architecture(name)
+            batch = self.table.loc[self.table["model"] == name, "batch"].max()
+            assert shape.weight_bytes(2.0) + batch * moe_verify.CONTEXT * shape.kv_bytes_per_token(2.0) <= room, name
+
+    def test_dense_weights_are_read_once_and_experts_as_often_as_they_are_chosen(self) -> None:
+        """The bounds of the ratio: gamma + 1 tokens cost at least as much as one, and no more than so many steps."""
+        assert self.table["verify_ratio"].between(1, moe_verify.GAMMA + 1).all()
+        batch = self.table[self.table["panel"] == "batch"].pivot_table(
+            index="batch", columns="model", values="verify_ratio"
+        )
+        assert batch["llama-3.1-8b"].is_monotonic_increasing
+        for name in (
+            "mixtral-8x7b",
+            "qwen3-30b-a3b",
+        ):  # dearer than dense until a step reads every expert, then arithmetic
+            assert batch.loc[1, name] > 1.3 * batch.loc[1, "llama-3.1-8b"]
+            lowest = batch[name].idxmin()
+            assert batch.loc[lowest:, name].is_monotonic_increasing
+            assert self.table.set_index(["panel", "model", "batch"]).loc[("batch", name, lowest), "touched"] > 0.85
 
     def test_speedup_is_equation_1_over_the_costs(self) -> None:
         tokens = (1 - 0.8**5) / 0.2
