@@ -32,7 +32,9 @@ def convert(
     ] = None,
     source: Annotated[
         list[Path] | None,
-        typer.Option("--from", help="A round table or run folder, a speculation_profile.json, or logs of an engine."),
+        typer.Option(
+            "--from", help="A round table or run folder, a speculation_profile.json, an import, or logs of an engine."
+        ),
     ] = None,
     gamma: Annotated[int | None, typer.Option(help="Draft length in tokens to convert to.")] = None,
     without_bonus: Annotated[
@@ -66,7 +68,10 @@ def convert(
     Lengths count the bonus or correction token unless said otherwise. A mean length fits many laws: what was assumed or
     lost is in the warnings.
 
-    Example: `specdec convert --mean-length 3.2 --gamma 4 --law minimum-variance --to vllm`
+    Examples:
+
+    - `specdec convert --mean-length 3.2 --gamma 4 --law minimum-variance --to vllm`
+    - `specdec convert --from server.log --gamma 4`
     """
     from analysis.acceptance.conversion import convert as converted
     from analysis.acceptance.conversion import units
@@ -116,7 +121,9 @@ def convert(
 def check(
     new: Annotated[
         list[Path],
-        typer.Argument(help="A round table or run folder, a speculation_profile.json, or logs of an engine."),
+        typer.Argument(
+            help="A round table or run folder, a speculation_profile.json, an import, or logs of an engine."
+        ),
     ],
     against: Annotated[list[Path], typer.Option(help="The same of the system before; may be repeated for log files.")],
     max_length_drop: Annotated[float, typer.Option(help="Share by which the mean length may fall.")] = 0.05,
@@ -132,12 +139,17 @@ def check(
     Exit code 0 if neither did, 1 if one did, 2 on bad use. The speedup is compared where both files are round tables
     with rounds without a draft. Requests give the noise where the files have them.
 
-    Example: `specdec check runs/new --against runs/old --draft prompt-lookup --gamma 5 --max-length-drop 0.03`
+    Examples:
+
+    - `specdec check docs/lab --against docs/lab --draft prompt-lookup --gamma 5`
+    - `specdec check new.log --against old.log --max-length-drop 0.03`
     """
-    from analysis.acceptance.sources import read_acceptance
+    from analysis.acceptance.sources import check_enough, read_acceptance
     from analysis.regression import check_regression
 
     judged, before = (read_acceptance(paths, draft, gamma, engine) for paths in (new, against))
+    for measured in (judged, before):
+        check_enough(measured)
     result = check_regression(judged, before, max_length_drop, max_speedup_drop, confidence)
     if as_json:
         print_json(asdict(result))

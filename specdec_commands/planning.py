@@ -20,12 +20,15 @@ def plan(
             "--draft-cost-ratio; a run's draft with --from."
         ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Device that both run on, such as h100; by a roofline.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Device that both run on, such as h100 or 'NVIDIA H100 80GB HBM3'; by a roofline."),
+    ] = None,
     acceptance: Annotated[
         str | None,
         typer.Option(
             help="An alpha, conditional acceptances by position ('0.8,0.7,0.6'), a round table or run folder, a "
-            "speculation profile, or an engine's log."
+            "speculation profile, an engine's log, or what `specdec import` printed or wrote of one."
         ),
     ] = None,
     acceptance_ci: Annotated[str | None, typer.Option(help="95% bounds of an alpha, as 'LO,HI'.")] = None,
@@ -68,7 +71,9 @@ def plan(
     draft_dtype: Annotated[str | None, typer.Option(help="Of the draft's weights; as the target's.")] = None,
     kv_dtype: Annotated[str, typer.Option(help="Of the KV cache.")] = "bf16",
     tensor_parallel: Annotated[int, typer.Option(help="Devices that share the target.")] = 1,
-    draft_tensor_parallel: Annotated[int, typer.Option(help="Devices that share the draft.")] = 1,
+    draft_tensor_parallel: Annotated[
+        int | None, typer.Option(help="Devices that share the draft; as many as share the target, if left out.")
+    ] = None,
     overhead_seconds: Annotated[float, typer.Option(help="Host time of every round and every plain step.")] = 0.0,
     baseline_overhead_seconds: Annotated[
         float | None, typer.Option(help="Host time of a step without speculation, where it differs.")
@@ -90,10 +95,11 @@ def plan(
 
     Says "do not use it" (gamma 0, speedup 1) where that is the answer. Intervals are 95%; the plan says what they hold.
 
-    Examples: `specdec plan --target llama-3.1-70b --draft llama-3.2-1b --device h100 --tensor-parallel 4
-    --acceptance 0.75 --acceptance-ci 0.7,0.8 --batches 1,8,32 --contexts 1024`,
-    `specdec plan --target qwen3-8b --draft ngram --device l40s --acceptance vllm.log`,
-    `specdec plan --from runs/lab --draft prompt-lookup --batches 1`
+    Examples:
+
+    - `specdec plan --target llama-3.1-8b --draft llama-3.2-1b --device h100 --acceptance 0.7 --batches 1,8,32`
+    - `specdec plan --target qwen3-8b --draft ngram --device l40s --acceptance vllm.log --price-per-hour 1.5`
+    - `specdec plan --from docs/lab --draft prompt-lookup --batches 1`
     """
     from analysis.plan.inputs import Wanted
     from analysis.plan.load import Load
@@ -127,9 +133,9 @@ def plan(
             max_gamma=max_gamma,
             max_tree_tokens=max_tree_tokens,
             max_batch=max_batch,
-            dtype=dtype,
-            draft_dtype=draft_dtype,
-            kv_dtype=kv_dtype,
+            dtype=dtype.lower(),
+            draft_dtype=None if draft_dtype is None else draft_dtype.lower(),
+            kv_dtype=kv_dtype.lower(),
             tensor_parallel=tensor_parallel,
             draft_tensor_parallel=draft_tensor_parallel,
             overhead_seconds=overhead_seconds,
@@ -190,8 +196,10 @@ def _print(found: dict[str, Any]) -> None:
     for engine, text in found["emit"].items():
         if engine != "notes" and text:
             typer.echo(f"{engine}:\n{text}")
-    for text in (found["interval"], *found["remarks"], *found["emit"]["notes"].values()):
+    for text in (found["interval"], *found["remarks"]):
         typer.echo(f"- {text}")
+    for engine, text in found["emit"]["notes"].items():
+        typer.echo(f"- {engine}: {text}")
 
 
 def _numbers(option: str, text: str, whole: bool = False) -> list[float]:

@@ -21,6 +21,10 @@ from sim.theory import check_probability
 
 LAWS = ("iid", "minimum-variance", "measured")
 SYNONYMS = {"constant-conditional": "iid", "per-position": "measured"}
+OVER_REQUESTS = (
+    "a mean over requests is taken for one over rounds; they differ where requests differ, and only rounds tell by how "
+    "much"
+)
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,23 @@ def from_mean(mean: float, gamma: int, bonus: bool = True, over_requests: bool =
     length = mean if bonus else mean + 1
     warnings = [_one_mean(length, gamma)]
     if over_requests:
-        warnings.append(
-            "a mean over requests is taken for one over rounds; they differ where requests differ, "
-            "and only rounds tell by how much"
-        )
+        warnings.append(OVER_REQUESTS)
     return Acceptance(iid(alpha_of_mean(length, gamma), gamma), shape_known=False, warnings=tuple(warnings))
+
+
+def from_ragged_mean(mean: float, gamma: int, drafted: float, over_requests: bool = False) -> Acceptance:
+    """A mean length, bonus token counted, of rounds that drafted fewer than gamma tokens: `drafted` on average.
+
+    Raises:
+        ValueError: no rounds of so many tokens have such a mean.
+    """
+    alpha = alpha_of_mean(mean, drafted)
+    told = (
+        f"rounds drafted {drafted:.4g} of {gamma} tokens on average; alpha {alpha:.4g} yields the mean length "
+        f"{mean:.4g} as if all of them had drafted so many, and more where all {gamma} are drafted"
+    )
+    given = from_alpha(alpha, draft_length(gamma))
+    return replace(given, shape_known=False, warnings=(told, *([OVER_REQUESTS] if over_requests else [])))
 
 
 def from_share(share: float, gamma: int) -> Acceptance:

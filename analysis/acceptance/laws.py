@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from scipy.optimize import brentq
 
-from sim.theory import check_gamma, check_probability, expected_tokens
+from sim.theory import check_gamma, check_probability
 
 LONGEST_DRAFT = 1024
 SAME = 1e-9
@@ -73,21 +73,33 @@ def iid(alpha: float, gamma: int) -> AcceptanceLaw:
     return AcceptanceLaw("iid", marginal_of([alpha] * gamma))
 
 
-def alpha_of_mean(mean_length: float, gamma: int) -> float:
+def alpha_of_mean(mean_length: float, gamma: float) -> float:
     """The alpha whose expected tokens per round are `mean_length` [Leviathan et al. 2023, eq. 1, solved for alpha].
+
+    Args:
+        mean_length: tokens emitted per round.
+        gamma: draft length; one that is not whole, a mean of draft lengths, is put into eq. 1 as it is.
 
     Raises:
         ValueError: the length is outside [1, gamma + 1].
     """
-    gamma = draft_length(gamma)
+    if not 0 < gamma <= LONGEST_DRAFT:
+        raise ValueError(f"gamma must be above 0 and at most {LONGEST_DRAFT} drafted tokens, got {gamma}")
     if not 1 - SAME <= mean_length <= gamma + 1 + SAME:
-        raise ValueError(f"a mean length must be in [1, {gamma + 1}] at gamma {gamma}, got {mean_length}")
+        raise ValueError(f"a mean length must be in [1, {gamma + 1:g}] at gamma {gamma:g}, got {mean_length:g}")
     if mean_length <= 1:
         return 0.0
     if mean_length >= gamma + 1:
         return 1.0
-    # Eq. 1 rises with a slope of at least 1, so that alpha is as exact as the length.
-    return float(brentq(lambda alpha: float(expected_tokens(alpha, gamma)) - mean_length, 0.0, 1.0, xtol=1e-15))
+    # Eq. 1 rises, for whole gamma with a slope of at least 1, so that alpha is as exact as the length.
+    return float(brentq(lambda alpha: _tokens(alpha, gamma) - mean_length, 0.0, 1.0, xtol=1e-15))
+
+
+def _tokens(alpha: float, gamma: float) -> float:
+    """Eq. 1 for any draft length above 0."""
+    if alpha in (0.0, 1.0):
+        return 1.0 + alpha * gamma
+    return math.expm1((gamma + 1) * math.log(alpha)) / (alpha - 1)
 
 
 def minimum_variance(mean_length: float, gamma: int) -> AcceptanceLaw:

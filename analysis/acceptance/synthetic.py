@@ -76,6 +76,7 @@ def _llama_cpp(law: AcceptanceLaw) -> Knob:
     else:
         settings["--spec-synth-rates"] = _listed(law.marginal)
         note = "rates are marginal, as many as the draft can be long"
+    note += "; before their merge these were --spec-synthetic-acceptance-length and -rates"
     return Knob("llama.cpp", "flags", settings, _flags(settings), law.name, True, note)
 
 

@@ -34,9 +34,12 @@ class Speculate:
     """instead of a chain, where the engine drafts trees"""
     schedule: Sequence[tuple[int, int, int]] = ()
     """draft length by batch: (first batch, last batch, gamma), from 1 on; empty: gamma at every batch"""
-    draft_tensor_parallel: int = 1
+    draft_tensor_parallel: int | None = None
+    """devices that share the draft, where they are not as many as share the target"""
     lookup_tokens: int | None = None
     """longest n-gram that a lookup matches; None: the engine's own"""
+    batch: int | None = None
+    """the batch that gamma is best for, where the schedule has others for other batches"""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -86,7 +89,7 @@ def vllm(asked: Speculate) -> str:
     config["num_speculative_tokens"] = longest
     if asked.method == "ngram" and asked.lookup_tokens is not None:
         config |= {"prompt_lookup_max": asked.lookup_tokens, "prompt_lookup_min": 1}
-    if asked.draft_tensor_parallel > 1:
+    if asked.draft_tensor_parallel is not None:
         config["draft_tensor_parallel_size"] = asked.draft_tensor_parallel
     if len({gamma for *_, gamma in asked.schedule}) > 1:
         config["num_speculative_tokens_per_batch_size"] = [list(entry) for entry in asked.schedule]
@@ -114,7 +117,7 @@ def sglang(asked: Speculate) -> str:
     return flags(options)
 
 
-TENSORRT_LLM = {"draft_model": "DraftTarget", "ngram": "NGram", "suffix": "SA", "eagle3": "Eagle3", "mtp": "MTP"}
+TENSORRT_LLM = {"draft_model": "Draft_Target", "ngram": "NGram", "suffix": "SA", "eagle3": "Eagle3", "mtp": "MTP"}
 
 
 def tensorrt_llm(asked: Speculate) -> str:
@@ -186,17 +189,29 @@ def flags(options: Mapping[str, object]) -> str:
 
 
 def notes(asked: Speculate) -> dict[str, str]:
-    """What to know of the flags, by engine."""
+    """What to know of the flags, by engine.
+
+    On vLLM: docs/features/speculative_decoding/dynamic_speculative_decoding, v1/spec_decode/draft_model.py (devices).
+    """
+    one = ""
+    if asked.batch is not None and len({gamma for *_, gamma in asked.schedule}) > 1:
+        one = (
+            f" Its one draft length is that of batch {asked.batch}: {asked.gamma or 'none, for it does not pay there'}."
+        )
     off = "" if asked.last_batch is None else f" Speculation stops paying above batch {asked.last_batch}."
     found = {
         "vllm": "Chains only. num_speculative_tokens_per_batch_size (draft length by batch, 0 is off) is of vLLM 0.24 "
         "and later, not with data parallelism, and was tested there for EAGLE, EAGLE-3 and DFlash; "
         "disable_by_batch_size has done nothing since 0.10.",
-        "sglang": "No option turns speculation off above a batch; --max-running-requests bounds the batch." + off,
+        "sglang": "No option turns speculation off above a batch; --max-running-requests bounds the batch." + off + one,
         "tensorrt_llm": "max_concurrency turns speculation off above that batch. draft_len_schedule is left out: its "
-        "keys were lower bounds of the batch in earlier releases and are upper bounds now.",
-        "llama_cpp": "No option turns speculation off above a batch; --parallel bounds the batch." + off,
+        "keys were lower bounds of the batch in earlier releases and are upper bounds now." + one,
+        "llama_cpp": "No option turns speculation off above a batch; --parallel bounds the batch." + off + one,
     }
+    if asked.method == "draft_model":
+        found["tensorrt_llm"] += " decoding_type was spelled DraftTarget in its first releases."
+    if asked.method == "draft_model" and asked.draft_tensor_parallel is not None:
+        found["vllm"] += " It refuses a draft model that is shared by another number of devices than its target."
     lacking = {
         "sglang": (SGLANG, "SGLang has no suffix decoding."),
         "tensorrt_llm": (TENSORRT_LLM, "TensorRT-LLM reads EAGLE-3 heads only."),

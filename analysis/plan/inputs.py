@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.acceptance.laws import LONGEST_DRAFT
 from analysis.fit import stream
 from analysis.plan import check_plan
 from analysis.plan.acceptance import DRAWS, DraftLaw, of_outputs
 from analysis.plan.costs import CostRatio, ModelCosts, PlanCosts, roofline_factors
+from analysis.plan.devices import device_name
 from analysis.plan.emit_flags import METHODS
 from analysis.plan.load import Load
 from analysis.plan.memory import Room, room
 from analysis.plan.sources import acceptance_from, read_run
+from sim.architectures.catalogue import find_architecture
 from sim.latency import LatencyModel, latency_from_json
 
 LOOKUP = re.compile(r"(ngram|prompt-lookup|suffix)(?::(\d+))?")
@@ -26,6 +30,7 @@ NOT_OF_A_RUN = (
     *("overhead_seconds", "baseline_overhead_seconds", "proposal_seconds"),
 )
 """what a plan from a run would not heed"""
+HEAD_HINT = "; the latency of a draft head (EAGLE, MTP) is given by its cost ratio"
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class Wanted:
     draft_dtype: str | None = None
     kv_dtype: str = "bf16"
     tensor_parallel: int = 1
-    draft_tensor_parallel: int = 1
+    draft_tensor_parallel: int | None = None
+    """None: as the target, which is how engines place a draft"""
     overhead_seconds: float = 0.0
     baseline_overhead_seconds: float | None = None
     proposal_seconds: float = 0.0
@@ -66,15 +72,23 @@ class Wanted:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("max_gamma", 1), ("max_tree_tokens", 1), ("tensor_parallel", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        for name in ("max_gamma", "max_tree_tokens", "max_batch", "tensor_parallel", "draft_tensor_parallel"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if self.max_gamma > LONGEST_DRAFT:
+            raise ValueError(f"max_gamma must be at most {LONGEST_DRAFT} drafted tokens, got {self.max_gamma}")
         if any(batch < 1 for batch in self.batches):
             raise ValueError(f"batches must be whole numbers >= 1, got {list(self.batches)}")
-        if any(context < 0 for context in self.contexts):
-            raise ValueError(f"contexts must be >= 0 tokens, got {list(self.contexts)}")
+        if not all(0 <= context < math.inf for context in self.contexts):
+            raise ValueError(f"contexts must be finite numbers of tokens >= 0, got {list(self.contexts)}")
         if self.method is not None and self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+
+    @property
+    def draft_devices(self) -> int:
+        """Devices that share the draft."""
+        return self.draft_tensor_parallel or self.tensor_parallel
 
     @property
     def lookup(self) -> re.Match[str] | None:
@@ -92,6 +106,8 @@ class Inputs:
     contexts: tuple[float, ...]
     batches: tuple[int, ...]
     room: Room | None = None
+    remarks: tuple[str, ...] = ()
+    """what to know of the models"""
 
 
 def read_inputs(wanted: Wanted) -> Inputs:
@@ -112,6 +128,8 @@ def read_inputs(wanted: Wanted) -> Inputs:
             wanted.contexts or (run.context,),
             wanted.batches or (1,),
         )
+    if wanted.device is not None:
+        wanted = replace(wanted, device=device_name(wanted.device))
     if wanted.categories:
         raise ValueError("categories are those of a run's prompts; name the run, or leave them out")
     if wanted.acceptance is None:
@@ -133,7 +151,9 @@ def read_inputs(wanted: Wanted) -> Inputs:
         target, draft, wanted.overhead_seconds, wanted.baseline_overhead_seconds, wanted.proposal_seconds, **factors
     )
     contexts, batches = wanted.contexts or (1024.0,), wanted.batches or (1, 8, 32)
-    return Inputs(wanted.draft, limited(wanted, law, costs), costs, contexts, batches, room_of(wanted))
+    return Inputs(
+        wanted.draft, limited(wanted, law, costs), costs, contexts, batches, room_of(wanted), remarks_of(wanted)
+    )  # fmt: skip
 
 
 def limited(wanted: Wanted, law: DraftLaw, costs: PlanCosts) -> DraftLaw:
@@ -165,13 +185,33 @@ def model_of(wanted: Wanted, role: str) -> LatencyModel:
                 "architecture": name,
                 "device": wanted.device,
                 "dtype": wanted.dtype if own else wanted.draft_dtype or wanted.dtype,
-                "tensor_parallel": wanted.tensor_parallel if own else wanted.draft_tensor_parallel,
+                "tensor_parallel": wanted.tensor_parallel if own else wanted.draft_devices,
                 "cache_dtype": wanted.kv_dtype,
             }
         )
     except ValueError as error:
-        hint = "" if own else "; the latency of a draft head (EAGLE, MTP) is given by its cost ratio"
+        hint = ""
+        if not own:
+            hint = "; draft_tensor_parallel is its own" if "tensor_parallel" in str(error) else HEAD_HINT
         raise ValueError(f"{role}: {error}{hint}") from error
+
+
+def remarks_of(wanted: Wanted) -> tuple[str, ...]:
+    """What to know of the models: whether the draft has the target's tokens, and whether its memory is counted."""
+    if wanted.target is None or wanted.lookup:
+        return ()
+    if wanted.draft_cost_ratio is not None:
+        return ("the draft head's weights and cache are not in the memory",) if wanted.device else ()
+    try:
+        target, draft = (find_architecture(name or "").vocab for name in (wanted.target, wanted.draft))
+    except ValueError:  # names beside latency files say which flags to emit only
+        return ()
+    if target == draft:
+        return ()
+    return (
+        f"the target's vocabulary has {target:,} tokens and the draft's {draft:,}: engines need a draft model with the "
+        "target's own tokens, but for vLLM's use_heterogeneous_vocab; take a draft of the target's family",
+    )
 
 
 def room_of(wanted: Wanted) -> Room | None:

@@ -50,7 +50,7 @@ def make_plan(wanted: Wanted) -> dict[str, Any]:
         **{name: value for name, value in by_context[0].items() if name != "context"},
         "contexts": by_context,
         "schedule": [list(entry) for entry in first.schedule],
-        "emit": flags_of(wanted, inputs, rows[0]["gamma"], rows[0]["tree"], first),
+        "emit": flags_of(wanted, inputs, rows[0], first),
         "interval": interval(inputs.law, inputs.costs),
         "remarks": remarks(inputs, rows, first),
     }
@@ -60,9 +60,22 @@ def make_plan(wanted: Wanted) -> dict[str, Any]:
 
 
 def most_batch(wanted: Wanted, inputs: Inputs, context: float, gamma: int) -> int:
-    """The largest batch to search: what memory holds and what was asked for."""
+    """The largest batch to search: what memory holds and what was asked for.
+
+    Raises:
+        ValueError: memory does not hold one request.
+    """
     most = wanted.max_batch or MOST_BATCH
-    return most if inputs.room is None else min(most, inputs.room.most_batch(round(context) + gamma + 1))
+    if inputs.room is None:
+        return most
+    tokens = round(context) + gamma + 1
+    held = inputs.room.most_batch(tokens)
+    if not held:
+        raise ValueError(
+            f"memory holds the cache of {inputs.room.cache_tokens():,} tokens beside the weights, but a request of "
+            f"context {context:g} and a draft need {tokens:,}; take shorter contexts, more devices or a smaller dtype"
+        )
+    return min(most, held)
 
 
 def batch_row(wanted: Wanted, inputs: Inputs, batch: int, context: float) -> dict[str, Any]:
@@ -91,26 +104,25 @@ def batch_row(wanted: Wanted, inputs: Inputs, batch: int, context: float) -> dic
         }
     if wanted.price_per_hour is not None:
         row["price"] = price_per_million(choice, wanted.price_per_hour)
-    row["emit"] = flags_of(wanted, inputs, choice.gamma, row["tree"], None)
+    row["emit"] = flags_of(wanted, inputs, row)
     return row
 
 
-def flags_of(
-    wanted: Wanted, inputs: Inputs, gamma: int, tree: Mapping[str, Any] | None, limit: Crossover | None
-) -> dict[str, Any]:
-    """Engine flags, with draft lengths by batch where a limit is given."""
+def flags_of(wanted: Wanted, inputs: Inputs, row: Mapping[str, Any], limit: Crossover | None = None) -> dict[str, Any]:
+    """Engine flags for the batch of a row, with draft lengths by batch where a limit is given."""
     name = inputs.draft or ""
     lookup = LOOKUP.fullmatch(name)
     if wanted.method is None and OWN.fullmatch(name):
         return emit_nothing(f"no engine drafts with {name}, which is this project's own; another's flags need --method")
     asked = Speculate(
         wanted.method or method_of(name),
-        gamma,
+        row["gamma"],
         None if lookup else repository(name),
-        None if tree is None else TokenTree.parse(tree["tree"]),
+        None if row["tree"] is None else TokenTree.parse(row["tree"]["tree"]),
         () if limit is None else limit.schedule,
-        wanted.draft_tensor_parallel,
+        None if lookup or wanted.draft_devices == wanted.tensor_parallel else wanted.draft_devices,
         int(lookup[2] or 3) if lookup and lookup[1] == "prompt-lookup" else None,
+        row["batch"],
     )
     return emit(asked)
 
@@ -127,9 +139,11 @@ def method_of(name: str) -> str:
 
 
 def repository(name: str) -> str:
-    """The repository behind a known shape's name; any other text as it is."""
+    """The repository behind a known shape's name, the folder of a config.json; any other text as it is."""
     if not name:
         return "DRAFT"
+    if Path(name).name == "config.json":
+        return str(Path(name).parent)
     if "/" in name or Path(name).exists():
         return name
     try:
@@ -156,7 +170,7 @@ def load_of(wanted: Wanted, inputs: Inputs, gamma: int, limit: Crossover) -> dic
 
 def remarks(inputs: Inputs, rows: list[dict[str, Any]], limit: Crossover) -> list[str]:
     """What to know of a plan beside its numbers."""
-    found = list(inputs.law.remarks)
+    found = [*inputs.remarks, *inputs.law.remarks]
     known, longest = inputs.law.known_gamma, max(row["gamma"] for row in rows)
     if known is not None and longest > known:
         found.append(f"acceptance was measured at {known} positions; later ones are taken to be like the last")

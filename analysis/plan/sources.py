@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
 
+from analysis.acceptance.imports import is_import, read_log_or_import
+from analysis.acceptance.laws import alpha_of_mean
+from analysis.acceptance.sources import drafted_of
 from analysis.fit import calibrate, calibration_rounds, fit_proposals, remaining_tokens, stream
 from analysis.fit.acceptance import count_acceptance, has_probabilities
 from analysis.plan.acceptance import (
@@ -28,7 +32,6 @@ from analysis.plan.costs import MeasuredCosts
 from analysis.pooling import Index, pool
 from sim.forwards import TARGET_ROLE, make_forwards, read_forwards
 from sim.records import read_rounds
-from sim.theory import expected_tokens
 from sim.tree_search import tree_acceptance
 
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ def acceptance_from(
 
     Args:
         text: an alpha ("0.8"), conditional acceptances by position ("0.8,0.7,0.6"), a round table or a folder that
-            holds one, a speculation profile, or an engine's log.
+            holds one, a speculation profile, an engine's log, or what `specdec import` made of one.
         max_gamma: longest draft to plan.
         interval: 95% bounds of an alpha.
         rounds: rounds behind acceptances that are given as numbers; those behind an alpha count as one test each.
@@ -73,17 +76,29 @@ def acceptance_from(
     if numbers is None:
         if rounds is not None:
             raise ValueError(f"the rounds behind {text} are counted in it; leave their number out")
-        return _read(Path(text), max_gamma, draft, rng)
+        return _read(text, max_gamma, draft, rng)
     if interval is not None:
         return from_interval(numbers[0], interval, max_gamma)
     if rounds is None:
-        return from_conditional(numbers, max_gamma)
+        return _remarked(from_conditional(numbers, max_gamma), numbers)
     if rounds < 1:
         raise ValueError(f"the rounds behind an acceptance must be >= 1, got {rounds}")
     from_conditional(numbers, max_gamma)  # refuses what is no probability
     tested = rounds * np.cumprod([1.0, *numbers[:-1]])
     law = from_counts(tested, tested * numbers, max_gamma, rng, INDEPENDENT)
-    return law if len(numbers) > 1 else replace(law, known_gamma=None)
+    return _remarked(law, numbers) if len(numbers) > 1 else replace(law, known_gamma=None)
+
+
+def _remarked(law: DraftLaw, rates: Sequence[float]) -> DraftLaw:
+    """The same law; rates by position that fall could be marginal ones, which engines print."""
+    if not any(later < rate for rate, later in pairwise(rates)):
+        return law
+    text = ",".join(f"{rate:g}" for rate in rates)
+    told = (
+        "acceptances by position are taken as conditional; engines print marginal ones, which "
+        f"`specdec convert --marginal {text}` turns into them"
+    )
+    return replace(law, remarks=(*law.remarks, told))
 
 
 def _numbers(text: str) -> list[float] | None:
@@ -94,18 +109,17 @@ def _numbers(text: str) -> list[float] | None:
         return None
 
 
-def _read(path: Path, max_gamma: int, draft: str | None, rng: np.random.Generator) -> DraftLaw:
+def _read(text: str, max_gamma: int, draft: str | None, rng: np.random.Generator) -> DraftLaw:
     """The law of a file or folder."""
-    if path.is_dir() or path.suffix == ".parquet":
-        return of_rounds(read_rounds(path / "rounds.parquet" if path.is_dir() else path), max_gamma, draft, rng)
-    if not path.exists():
+    path = Path(text)
+    if not text or not path.exists():
         raise ValueError(
-            f"acceptance must be an alpha, conditional acceptances with commas between, or the path of a round table, "
-            f"a speculation profile or an engine's log, got {str(path)!r}"
+            f"acceptance must be an alpha such as 0.8, conditional acceptances with commas between, or the path of a "
+            f"round table, a speculation profile, an engine's log or an import of one, got {text!r}"
         )
-    from analysis.engine_logs import read_log  # readers of every engine: loaded where one is asked for
-
-    log = read_log(path)
+    if path.suffix == ".parquet" or (path.is_dir() and not is_import(path)):
+        return of_rounds(read_rounds(path / "rounds.parquet" if path.is_dir() else path), max_gamma, draft, rng)
+    log = read_log_or_import([path])
     if log.round_table is not None:
         return of_rounds(log.round_table, max_gamma, draft, rng)
     return of_log(log, max_gamma, rng)
@@ -180,37 +194,33 @@ def of_log(log: ImportedLog, max_gamma: int, rng: np.random.Generator) -> DraftL
         asked = np.full(len(steps), max(log.gamma or 0, int(drafted.max())))
         law = of_steps(accepted, drafted, asked, max_gamma, rng)
         return replace(law, remarks=remarks)
-    if log.rounds and log.gamma and log.drafted is not None and log.drafted < 0.99 * log.rounds * log.gamma:
+    shorter = drafted_of(log)
+    if shorter is not None:
         remarks += (
-            f"the log's drafts had {log.drafted / log.rounds:.2f} of {log.gamma} tokens; they are priced as full",
+            f"the log's drafts had {shorter:.2f} of {log.gamma} tokens; they are priced as full, though one that stops "
+            "where it is unsure would be accepted less if it went on",
         )
     if log.marginal_acceptance:
         marginal = np.asarray(log.marginal_acceptance)
         before = np.concatenate([[1.0], marginal[:-1]])
     elif log.mean_acceptance_length is not None and log.gamma:
-        alpha = alpha_of_mean(log.mean_acceptance_length, log.gamma)
-        marginal, before = alpha ** np.arange(1, log.gamma + 1), alpha ** np.arange(log.gamma)
+        length = shorter or log.gamma
+        alpha = alpha_of_mean(log.mean_acceptance_length, length)
+        before = alpha ** np.arange(math.ceil(length))
+        marginal = alpha * before
         remarks += (f"the log holds a mean length only: alpha {alpha:.3f} at every position is what yields it",)
     else:
+        mean = log.mean_acceptance_length
+        way_out = "" if mean is None else f", which `specdec convert --mean-length {mean:.4g} --gamma N` works out"
         raise ValueError(
             "the log holds neither acceptance by position nor a mean length with its draft length; give an alpha"
+            + way_out
         )
     if not log.rounds:
         law = from_conditional((marginal[before > 0] / before[before > 0]).tolist(), max_gamma)
     else:
         law = from_counts(log.rounds * before, log.rounds * marginal, max_gamma, rng, INDEPENDENT)
     return replace(law, remarks=remarks)
-
-
-def alpha_of_mean(mean: float, gamma: int) -> float:
-    """The alpha whose drafts of gamma tokens emit so many a round (Leviathan et al. 2023, eq. 1, solved for alpha).
-
-    Raises:
-        ValueError: no alpha does.
-    """
-    if not 1 <= mean <= gamma + 1:
-        raise ValueError(f"a mean length at draft length {gamma} must be in [1, {gamma + 1}], got {mean}")
-    return float(brentq(lambda alpha: float(expected_tokens(alpha, gamma)) - mean, 0.0, 1.0))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from analysis.acceptance.conversion import (
     from_conditional,
     from_marginal,
     from_mean,
+    from_ragged_mean,
     from_share,
     units,
 )
@@ -52,6 +53,25 @@ def means(draw: st.DrawFn) -> tuple[float, int]:
 @given(ALPHAS, GAMMAS)
 def test_alpha_to_mean_length_and_back_is_exact(alpha: float, gamma: int) -> None:
     assert alpha_of_mean(float(expected_tokens(alpha, gamma)), gamma) == pytest.approx(alpha, abs=1e-12)
+
+
+@given(st.floats(0.05, 0.999), st.floats(0.2, 60))
+def test_alpha_follows_from_a_mean_of_draft_lengths_too(alpha: float, drafted: float) -> None:
+    length = (1 - alpha ** (drafted + 1)) / (1 - alpha)
+    assert float(expected_tokens(alpha_of_mean(length, drafted), 3)) == pytest.approx(
+        float(expected_tokens(alpha, 3)), rel=1e-6
+    )
+
+
+def test_a_mean_length_of_short_drafts_is_not_taken_for_one_of_long_ones() -> None:
+    """llama.cpp's own example: 35 rounds drafted 245 of up to 53 tokens and accepted 231, so tokens are nearly sure."""
+    given_short = from_ragged_mean(266 / 35, 53, 7.0)
+    assert given_short.law.gamma == 53
+    assert given_short.law.alpha == pytest.approx(from_mean(266 / 35, 7).law.alpha)
+    assert given_short.law.alpha > 0.98 > 0.87 > from_mean(266 / 35, 53).law.alpha
+    assert "7 of 53 tokens" in given_short.warnings[0]
+    with pytest.raises(ValueError, match=r"must be in \[1, 3.5\] at gamma 2.5, got 3.6"):
+        from_ragged_mean(3.6, 4, 2.5)
 
 
 @given(means(), st.sampled_from(["iid", "minimum-variance"]))

@@ -56,7 +56,25 @@ def test_vllm_s_other_keys() -> None:
         "method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1,
     }  # fmt: skip
     assert vllm(Speculate("mtp", 1)) == {"method": "mtp", "num_speculative_tokens": 1}
-    assert vllm(Speculate("draft_model", 2, MODEL, draft_tensor_parallel=4))["draft_tensor_parallel_size"] == 4
+
+
+def test_a_draft_on_other_devices_than_its_target_is_told_to_vllm_and_warned_of() -> None:
+    """vLLM takes the target's number where nothing is said, and refuses another one for draft models."""
+    apart = Speculate("draft_model", 2, MODEL, draft_tensor_parallel=1)
+    assert vllm(apart)["draft_tensor_parallel_size"] == 1
+    assert "refuses a draft model" in emit(apart)["notes"]["vllm"]
+    alike = Speculate("draft_model", 2, MODEL)
+    assert "draft_tensor_parallel_size" not in vllm(alike)
+    assert "refuses" not in emit(alike)["notes"]["vllm"]
+
+
+@pytest.mark.parametrize(("gamma", "says"), [(2, "batch 32: 2."), (0, "batch 32: none, for it does not pay there.")])
+def test_engines_with_one_draft_length_say_which_batch_it_is_for(gamma: int, says: str) -> None:
+    found = emit(Speculate("draft_model", gamma, MODEL, schedule=SCHEDULE, batch=32))
+    for engine in ("sglang", "tensorrt_llm", "llama_cpp"):
+        assert says in found["notes"][engine]
+        assert bool(found[engine]) == bool(gamma)
+    assert says not in found["notes"]["vllm"]
 
 
 def test_sglang_counts_the_last_known_token_among_its_draft_tokens() -> None:
@@ -91,12 +109,22 @@ def test_tensorrt_llm_stops_above_the_last_batch_that_pays() -> None:
     found = yaml.safe_load(emit(Speculate("draft_model", 5, MODEL, schedule=SCHEDULE))["tensorrt_llm"])
     assert found == {
         "speculative_config": {
-            "decoding_type": "DraftTarget", "max_draft_len": 5, "speculative_model": MODEL, "max_concurrency": 64,
+            "decoding_type": "Draft_Target", "max_draft_len": 5, "speculative_model": MODEL, "max_concurrency": 64,
         },
         "disable_overlap_scheduler": True,
     }  # fmt: skip
     always = yaml.safe_load(emit(Speculate("eagle3", 5, MODEL, schedule=((1, 9, 5), (10, 20, 1))))["tensorrt_llm"])
     assert "max_concurrency" not in always["speculative_config"]
+
+
+@pytest.mark.parametrize(
+    ("method", "spelled"),
+    [("draft_model", "Draft_Target"), ("ngram", "NGram"), ("suffix", "SA"), ("eagle3", "Eagle3"), ("mtp", "MTP")],
+)
+def test_tensorrt_llm_s_decoding_types_are_the_literals_that_it_accepts(method: str, spelled: str) -> None:
+    """Of tensorrt_llm/llmapi/llm_args.py, release 1.3; any other spelling is refused when the file is read."""
+    found = yaml.safe_load(emit(Speculate(method, 3, MODEL))["tensorrt_llm"])
+    assert found["speculative_config"]["decoding_type"] == spelled
 
 
 def test_llama_cpp_has_its_new_names_and_its_old_ones_apart() -> None:
@@ -160,6 +188,7 @@ def test_what_makes_no_sense_is_refused(arguments: tuple[Any, ...], says: str) -
         ("mtp", "mtp", "mtp"),
         ("prompt-lookup:3", "ngram", "prompt-lookup:3"),
         ("suffix", "suffix", "suffix"),
+        ("models/llama/config.json", "draft_model", "models/llama"),
     ],
 )
 def test_methods_and_repositories_follow_from_names(draft: str, method: str, named: str) -> None:

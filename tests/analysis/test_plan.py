@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.engine_logs import read_log
 from analysis.fit import ProposalFit
 from analysis.fit.costs import BaselineCosts, DraftCosts, PerRound
 from analysis.fit.latency import fit_latency
@@ -28,15 +29,16 @@ from analysis.plan.acceptance import (
 )
 from analysis.plan.batches import batch_factors
 from analysis.plan.costs import CostRatio, MeasuredCosts, ModelCosts, widest
+from analysis.plan.devices import device_name
 from analysis.plan.load import Load, under_load
 from analysis.plan.memory import room
-from analysis.plan.sources import acceptance_from, alpha_of_mean, fit_run, of_rounds
+from analysis.plan.sources import acceptance_from, fit_run, of_rounds
 from analysis.pooling import PooledRates
 from analysis.predict import make_design, predict
 from sim.acceptance import IidAcceptance, PartialProposals, PerPositionAcceptance
 from sim.engine import simulate
 from sim.forwards import make_forwards
-from sim.hardware import find_device
+from sim.hardware import DEVICES, find_device
 from sim.latency import AffineLatency, ConstantLatency, TableLatency
 from sim.records import make_rounds
 from sim.rounds import plan_rounds
@@ -263,13 +265,67 @@ class TestLaws:
         assert law.drafted is not None
         assert law.drafted[0, 4, 0] == pytest.approx(0.4, abs=0.02)
 
-    def test_a_mean_length_is_solved_for_alpha(self) -> None:
-        assert alpha_of_mean(float(expected_tokens(0.63, 5)), 5) == pytest.approx(0.63)
-        with pytest.raises(ValueError, match=r"must be in \[1, 6\], got 7"):
-            alpha_of_mean(7.0, 5)
+
+class TestDevices:
+    """The names that drivers and clouds give to cards."""
+
+    @pytest.mark.parametrize(
+        ("text", "name"),
+        [
+            ("NVIDIA H100 80GB HBM3", "h100"),
+            ("H100 SXM", "h100"),
+            ("h100-sxm5-80gb", "h100"),
+            ("NVIDIA A100-SXM4-80GB", "a100"),
+            ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+            ("a100-40gb", "a100-40gb"),
+            ("Tesla V100-SXM2-32GB", "v100"),
+            ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+            ("RTX4090", "rtx-4090"),
+            ("NVIDIA L40S", "l40s"),
+            ("AMD Instinct MI300X", "mi300x"),
+            ("Intel Xeon Platinum 8480+", "xeon-8480"),
+            ("TPU v4", "tpu-v4"),
+        ],
+    )
+    def test_a_card_is_found_by_its_driver_s_name(self, text: str, name: str) -> None:
+        assert device_name(text) == name
+
+    @pytest.mark.parametrize(
+        "text", ["NVIDIA H100 PCIe", "NVIDIA H100 NVL", "Tesla V100-SXM2-16GB", "T4", "nvidia", ""]
+    )
+    def test_another_card_of_the_chip_is_not_taken_for_it(self, text: str) -> None:
+        with pytest.raises(ValueError, match=r"device must be one of v100, a100, .*, got"):
+            device_name(text)
+
+    def test_every_known_device_is_found_by_its_own_name(self) -> None:
+        assert [device_name(name.upper()) for name in DEVICES] == list(DEVICES)
 
 
 class TestSources:
+    def test_an_import_says_what_its_log_says(self, tmp_path: Path) -> None:
+        log = tmp_path / "llama.log"
+        log.write_text("n_draft   = 53\nn_predict = 266\nn_drafted = 245\nn_accept  = 231\naccept    = 94.286%\n")
+        (tmp_path / "printed.json").write_text(json.dumps(read_log(log).summary()))
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "import.json").write_text(json.dumps(read_log(log).summary(), indent=2))
+        laws = [acceptance_from(str(tmp_path / name), 8) for name in ("llama.log", "printed.json", "folder")]
+        for law in laws:
+            np.testing.assert_array_equal(law.tokens, laws[0].tokens)
+
+    def test_a_mean_length_is_that_of_the_drafts_as_they_were(self, tmp_path: Path) -> None:
+        """Drafts of 7 tokens on average, of 53 asked for; alpha solved at 53 would be 0.87."""
+        log = tmp_path / "llama.log"
+        log.write_text("n_draft   = 53\nn_predict = 266\nn_drafted = 245\nn_accept  = 231\naccept    = 94.286%\n")
+        law = acceptance_from(str(log), 8)
+        assert law.tokens[0, 7] == pytest.approx(266 / 35)
+        assert any("7.00 of 53 tokens" in remark for remark in law.remarks)
+
+    def test_rates_that_engines_print_as_marginal_are_remarked_on(self) -> None:
+        (remark,) = acceptance_from("0.8,0.6,0.5", 3).remarks
+        assert "specdec convert --marginal 0.8,0.6,0.5" in remark
+        assert not acceptance_from("0.7,0.8", 3).remarks
+        assert not acceptance_from("0.8", 3).remarks
+
     def test_numbers_profiles_and_logs_of_one_draft_agree(self, tmp_path: Path) -> None:
         rates = [0.8, 0.7, 0.5]
         marginal = np.cumprod(rates).tolist()
@@ -300,6 +356,8 @@ class TestSources:
         ("text", "options", "says"),
         [
             ("nowhere.log", {}, "acceptance must be an alpha"),
+            ("", {}, "acceptance must be an alpha"),
+            ("80%", {}, "an alpha such as 0.8"),
             ("1.2", {}, "must be in [0, 1], got 1.2"),
             ("0.8,0.7", {"interval": (0.7, 0.9)}, "an interval goes with one alpha"),
             ("0.8", {"interval": (0.7, 0.9), "rounds": 5}, "not both"),
@@ -489,6 +547,41 @@ class TestCommand:
         assert low < found["crossover_batch"] < high
         assert "max_concurrency: 99" in found["emit"]["tensorrt_llm"]
 
+    def test_what_a_user_would_trip_over_is_remarked_on(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = (
+            "--target",
+            "llama-3.1-8b",
+            "--device",
+            "NVIDIA H100 80GB HBM3",
+            "--acceptance",
+            "0.7",
+            "--batches",
+            "1",
+        )
+        assert call(monkeypatch, *words, "--draft", "qwen3-0.6b", "--json") == 0
+        assert "vocabulary has 128,256 tokens and the draft's 151,936" in capsys.readouterr().out
+        assert (
+            call(monkeypatch, *words, "--draft", "meta-llama/Llama-3.2-1B-Instruct", "--dtype", "BF16", "--json") == 0
+        )
+        assert "vocabulary" not in capsys.readouterr().out
+        assert call(monkeypatch, *words, "--draft", "some/EAGLE3-head", "--draft-cost-ratio", "0.05") == 0
+        shown = capsys.readouterr().out
+        assert "weights and cache are not in the memory" in shown
+        assert "- sglang: No option turns" in shown
+
+    def test_a_draft_is_on_the_target_s_devices_unless_it_is_said(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        found = []
+        for words in ((), ("--draft-tensor-parallel", "4"), ("--draft-tensor-parallel", "1")):
+            assert call(monkeypatch, *PAIR, "--acceptance", "0.75", "--batches", "1", *words, "--json") == 0
+            found.append(json.loads(capsys.readouterr().out))
+        assert found[0]["batches"] == found[1]["batches"]
+        assert found[0]["batches"][0]["draft_seconds"] != found[2]["batches"][0]["draft_seconds"]
+        assert ["draft_tensor_parallel_size" in plan["emit"]["vllm"] for plan in found] == [False, False, True]
+
     def test_it_plans_from_a_run_folder(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -532,6 +625,11 @@ class TestCommand:
                 "leave acceptance, overhead_seconds out",
             ),
             ((*PAIR, "--acceptance", "0.7", "--categories", "code"), "categories are those of a run's prompts"),
+            ((*PAIR, "--acceptance", "0.7", "--max-batch", "0"), "max_batch must be >= 1, got 0"),
+            ((*PAIR, "--acceptance", "0.7", "--max-gamma", "2000"), "max_gamma must be at most 1024"),
+            ((*PAIR, "--acceptance", "0.7", "--contexts", "nan"), "contexts must be finite"),
+            ((*PAIR, "--acceptance", "0.7", "--contexts", "1e9"), "a request of context 1e+09 and a draft need"),
+            ((*PAIR[:-4], "--device", "T4", "--acceptance", "0.7"), "device must be one of v100, a100"),
             (("--from", "nowhere"), "no round table at nowhere"),
         ],
     )

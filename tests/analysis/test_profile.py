@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from analysis.acceptance.conversion import convert
 from analysis.acceptance.profile import SpeculationProfile, parse_profile, profile_of, read_profile, write_profile
-from analysis.acceptance.sources import acceptance_of, of_profile, of_rounds, read_acceptance
+from analysis.acceptance.sources import acceptance_of, check_enough, of_profile, of_rounds, read_acceptance
 from sim.acceptance import IidAcceptance
 from sim.records import make_rounds, summarise, write_rounds
 from specdec_lab import main
@@ -275,3 +276,76 @@ def test_an_engine_s_log_becomes_a_profile(
     assert profile.marginal_accept_rates == pytest.approx([4 / 43, 3 / 43, 3 / 43])
     assert profile.num_speculative_tokens == 3
     assert profile.mean_accept_length == pytest.approx(53 / 43)
+
+
+class TestImports:
+    """What `specdec import` printed or wrote, read back."""
+
+    CONTRACT: ClassVar[dict[str, Any]] = {
+        "engine": "vllm", "rounds": 100, "drafted": 300, "accepted": 190, "mean_acceptance_length": 2.9,
+        "marginal_acceptance": [0.8, 0.6, 0.5], "conditional_acceptance": [0.8, 0.75, 5 / 6], "warnings": [],
+        "skipped_lines": 0,
+    }  # fmt: skip
+
+    def test_its_contract_alone_is_enough(self, tmp_path: Path) -> None:
+        path = tmp_path / "printed.json"
+        path.write_text(json.dumps(self.CONTRACT))
+        measured = read_acceptance([path])
+        assert (measured.gamma, measured.rounds, measured.mean_length) == (3, 100, 2.9)
+        assert acceptance_of(measured).law.marginal == pytest.approx((0.8, 0.6, 0.5))
+
+    def test_a_folder_keeps_the_scatter_of_requests(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        log, folder = tmp_path / "requests.jsonl", tmp_path / "imported"
+        log.write_text("".join(vllm_request([40 - n, 1, n, 3]) for n in range(6)))
+        monkeypatch.setattr(sys, "argv", ["specdec", "import", str(log), "--out", str(folder)])
+        with pytest.raises(SystemExit):
+            main()
+        for path in (log, folder):
+            requests = read_acceptance([path]).requests
+            assert requests is not None
+            assert requests["accepted"].tolist() == [10 + 2 * n for n in range(6)]
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ({"marginal_acceptance": [80, 60]}, "marginal_acceptance must be a list of rates in [0, 1]"),
+            ({"marginal_acceptance": [0.8, None]}, "got null for one"),
+            ({"rounds": -1}, "rounds must be a whole number >= 0 or null, got -1"),
+            ({"histogram": [1, 2.5]}, "histogram must be a list of counts"),
+            ({"mean_acceptance_length": "2.9"}, "mean_acceptance_length must be a number"),
+        ],
+    )
+    def test_a_damaged_one_is_one_clear_error(self, tmp_path: Path, change: dict[str, Any], says: str) -> None:
+        path = tmp_path / "printed.json"
+        path.write_text(json.dumps(self.CONTRACT | change))
+        with pytest.raises(ValueError, match=re.escape(says)) as caught:
+            read_acceptance([path])
+        assert "\n" not in str(caught.value)
+
+    def test_a_draft_length_that_it_is_not_of_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "speculation_profile.json"
+        path.write_text(json.dumps(PUBLIC))
+        assert read_acceptance([path], gamma=3).gamma == 3
+        with pytest.raises(ValueError, match="is of gamma 3, not 7"):
+            read_acceptance([path], gamma=7)
+
+
+def test_a_gate_does_not_judge_on_a_handful_of_rounds() -> None:
+    """With 2 rounds, an unchanged draft would fail a gate at 5% in a quarter of cases: both rounds alike, no noise."""
+    few = SpeculationProfile(num_speculative_tokens=2, acceptance_length_histogram={1: 2})
+    with pytest.raises(ValueError, match="p has too few rounds to tell noise from a fall: 2;"):
+        check_enough(of_profile(few, "p"))
+    check_enough(of_profile(replace(few, acceptance_length_histogram={1: 9, 2: 1}), "p"))
+    two = of_rounds(table(np.random.default_rng(0), rounds=1).head(3), "t")
+    check_enough(two)
+
+
+def vllm_request(histogram: list[int]) -> str:
+    """A line of vLLM's statistics of one request that drafted 3 tokens a round."""
+    accepted, rounds = sum(n * count for n, count in enumerate(histogram)), sum(histogram)
+    statistics = {
+        "mean_acceptance_length": 1 + accepted / rounds, "draft_acceptance_rate": accepted / rounds / 3,
+        "acceptance_histogram": histogram, "num_spec_steps": rounds, "num_accepted_draft_tokens": accepted,
+        "num_draft_tokens": 3 * rounds, "num_spec_tokens": 3,
+    }  # fmt: skip
+    return json.dumps({"metrics": {"speculative_decoding": statistics}}) + "\n"
