@@ -6,6 +6,7 @@ sold in binary gigabytes (a "24 GB" card holds 24 * 2^30 bytes), bandwidth in de
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -195,18 +196,33 @@ DEVICES: Mapping[str, Device] = {
 }
 
 
+MAKER_AND_FORM = re.compile(r"nvidia|amd|intel|geforce|instinct|tesla|platinum|tensor|core|gpu|sxm\d?|oam|hbm\d\w?")
+"""words that tell no two known devices apart"""
+SIZE = re.compile(r"(\d+) ?gi?b")
+
+
 def find_device(name: str) -> Device:
-    """The device of a name, case aside.
+    """The device of a name, or of what its driver or a cloud calls it: `NVIDIA H100 80GB HBM3` is `h100`.
+
+    Maker, series, socket and kind of memory may be in the name or not; a size of memory must be the device's. Another
+    card of the same chip is not taken for it: an H100 PCIe is slower than the SXM one that is known.
 
     Raises:
-        ValueError: there is none; the message names near matches.
+        ValueError: there is none; the message names near matches, and all.
     """
-    key = name.strip().lower().replace(" ", "-").replace("_", "-")
-    if key not in DEVICES:
-        near = get_close_matches(key, DEVICES, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(DEVICES)}"
-        raise ValueError(f"no device named {name!r}; {hint} Another one is sim.hardware.Device(...)")
-    return DEVICES[key]
+    key = name.strip().lower()
+    sizes = {int(size) for size in SIZE.findall(key)}
+    words = [word for word in re.findall(r"[a-z0-9]+", SIZE.sub(" ", key)) if not MAKER_AND_FORM.fullmatch(word)]
+    for device in DEVICES.values():
+        bare = re.sub(r"[^a-z0-9]", "", SIZE.sub("", device.name))
+        if "".join(words) == bare and sizes <= {round(device.memory_bytes / GIB)}:
+            return device
+    near = get_close_matches(key, DEVICES, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? Known are" if near else "known are"
+    raise ValueError(
+        f"no device named {name!r}; {hint} {', '.join(DEVICES)}; a slower card of a known chip is not it: give "
+        "measured latencies for any other"
+    )
 
 
 def check_fits(device: Device, tensor_parallel: int, weight_bytes: float, kv_bytes: float = 0.0) -> None:

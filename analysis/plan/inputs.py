@@ -14,12 +14,12 @@ from analysis.fit import stream
 from analysis.plan import check_plan
 from analysis.plan.acceptance import DRAWS, DraftLaw, of_outputs
 from analysis.plan.costs import CostRatio, ModelCosts, PlanCosts, roofline_factors
-from analysis.plan.devices import device_name
 from analysis.plan.emit_flags import METHODS
 from analysis.plan.load import Load
 from analysis.plan.memory import Room, room
 from analysis.plan.sources import acceptance_from, read_run
 from sim.architectures.catalogue import find_architecture
+from sim.hardware import find_device
 from sim.latency import LatencyModel, latency_from_json
 
 LOOKUP = re.compile(r"(ngram|prompt-lookup|suffix)(?::(\d+))?")
@@ -129,7 +129,7 @@ def read_inputs(wanted: Wanted) -> Inputs:
             wanted.batches or (1,),
         )
     if wanted.device is not None:
-        wanted = replace(wanted, device=device_name(wanted.device))
+        wanted = replace(wanted, device=find_device(wanted.device).name)
     if wanted.categories:
         raise ValueError("categories are those of a run's prompts; name the run, or leave them out")
     if wanted.acceptance is None:

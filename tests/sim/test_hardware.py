@@ -73,6 +73,41 @@ def test_half_the_bits_are_never_slower() -> None:
         assert set(device.flops) <= set(DTYPE_BYTES)
 
 
+class TestNames:
+    """The names that drivers and clouds give to cards."""
+
+    @pytest.mark.parametrize(
+        ("text", "name"),
+        [
+            ("NVIDIA H100 80GB HBM3", "h100"),
+            ("H100 SXM", "h100"),
+            ("h100-sxm5-80gb", "h100"),
+            ("NVIDIA A100-SXM4-80GB", "a100"),
+            ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+            ("a100-40gb", "a100-40gb"),
+            ("Tesla V100-SXM2-32GB", "v100"),
+            ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+            ("RTX4090", "rtx-4090"),
+            ("NVIDIA L40S", "l40s"),
+            ("AMD Instinct MI300X", "mi300x"),
+            ("Intel Xeon Platinum 8480+", "xeon-8480"),
+            ("TPU v4", "tpu-v4"),
+        ],
+    )
+    def test_a_card_is_found_by_its_driver_s_name(self, text: str, name: str) -> None:
+        assert find_device(text).name == name
+
+    @pytest.mark.parametrize(
+        "text", ["NVIDIA H100 PCIe", "NVIDIA H100 NVL", "Tesla V100-SXM2-16GB", "T4", "nvidia", ""]
+    )
+    def test_another_card_of_the_chip_is_not_taken_for_it(self, text: str) -> None:
+        with pytest.raises(ValueError, match=r"no device named .*nown are v100, a100"):
+            find_device(text)
+
+    def test_every_known_device_is_found_by_its_own_name(self) -> None:
+        assert [find_device(name.upper()).name for name in DEVICES] == list(DEVICES)
+
+
 def test_a_device_is_found_in_any_spelling_and_near_misses_are_named() -> None:
     assert find_device("H100").name == "h100"
     assert find_device(" RTX 4090 ").name == "rtx-4090"
