@@ -14,8 +14,9 @@ import pandas as pd
 
 from analysis.engine_logs.evidence import Evidence
 from analysis.engine_logs.identities import Identities
+from analysis.engine_logs.rounding import mean_rates
 from analysis.engine_logs.rows import Rows
-from analysis.engine_logs.values import Malformed, length, printed_number, share, whole
+from analysis.engine_logs.values import Malformed, length, printed_number, rounding, share, whole
 
 TIMES_TOLERANCE = 0.05
 """relative; ITL is a mean over rounds and TPOT one over requests, and ITL counts the last, cut round too"""
@@ -34,8 +35,10 @@ LABELS = {
     b"Benchmark duration (s)": "duration_seconds",
     b"Output token throughput (tok/s)": "output_tokens_per_second",
 }
-ROW = re.compile(rb"^[\s|>*-]*([A-Za-z][A-Za-z ]*?(?: \([^)]*\))?):\**\s+([-\d.naif]+)\s*$")
-POSITION = re.compile(rb"^[\s|>*-]*Position (\d{1,4}):\**\s+([-\d.]+)\s*%?\s*$")
+BEFORE = rb"(?:^|\W)(?<![a-z] )"
+"""what stands before a row's name: the prefix of a container or a job, but no further word of the name"""
+ROW = re.compile(BEFORE + b"(" + b"|".join(map(re.escape, LABELS)) + rb"):\**\s+([-\d.naif]+)\s*$")
+POSITION = re.compile(BEFORE + rb"Position (\d{1,4}):\**\s+([-\d.]+)\s*%?\s*$")
 RESULT = b"Serving Benchmark Result"
 
 
@@ -57,11 +60,11 @@ class Runs:
         self.means: list[float] = []
         self.by_position: list[float] = []
         self.with_rates = 0
-        self.lengths: set[int] = set()
-        self.tolerance = 0.0
+        self.gammas: set[int | None] = set()
+        self.short_lists = 0
 
-    def add(self, run: Mapping[str, float | None], rates: Sequence[float], digits: float, rate_digits: float) -> None:
-        """Add a run whose printed means are exact to `digits` and whose rates to `rate_digits`.
+    def add(self, run: Mapping[str, float | None], rates: Sequence[float]) -> None:
+        """Add a run.
 
         Raises:
             Malformed: a number is impossible.
@@ -81,17 +84,23 @@ class Runs:
         mean = counted if counted is not None else run.get("mean")
         compare(
             "acceptance length = 1 + accepted/drafts",
-            ("the printed length", run.get("mean")), ("1 + accepted/drafts", counted), digits, where,
+            ("the printed length", run.get("mean")), ("1 + accepted/drafts", counted), rounding(run.get("mean") or 0.0),
+            where,
         )  # fmt: skip
         rate = 100 * accepted / drafted if drafted and accepted is not None else None
         compare(
             "acceptance rate = accepted/drafted",
-            ("the printed rate in %", run.get("rate")), ("accepted/drafted in %", rate), digits, where,
+            ("the printed rate in %", run.get("rate")), ("accepted/drafted in %", rate),
+            rounding(run.get("rate") or 0.0), where,
         )  # fmt: skip
-        if rates:
+        gamma: int | None = len(rates)
+        if rates and rounds and drafted and drafted > len(rates) * rounds:
+            self.short_lists += 1
+            gamma = drafted // rounds if drafted % rounds == 0 else None
+        elif rates:
             compare(
                 "acceptance length = 1 + sum of per-position rates",
-                ("the length", mean), ("1 + the sum", 1 + sum(rates)), rate_digits * len(rates) + digits, where,
+                ("the length", mean), ("1 + the sum", 1 + sum(rates)), sum(map(rounding, (*rates, mean or 0.0))), where,
             )  # fmt: skip
         itl, tpot = run.get("itl_ms"), run.get("tpot_ms")
         if self.chunk_times and mean is not None and itl and tpot:
@@ -104,7 +113,7 @@ class Runs:
             self.means.append(mean)
         if rates:
             self.with_rates += 1
-            self.lengths.add(len(rates))
+            self.gammas.add(gamma)
             self.by_position.extend([0.0] * (len(rates) - len(self.by_position)))
             for position, good in enumerate(rates):
                 self.by_position[position] += good * (rounds or 1)
@@ -113,7 +122,6 @@ class Runs:
             *(run.get(name) for name in ("requests", "duration_seconds", "output_tokens_per_second")),
         )  # fmt: skip
         self.runs += 1
-        self.tolerance = max(self.tolerance, rate_digits)
 
     def evidence(self, requests: pd.DataFrame | None = None) -> Evidence | None:
         """All runs together."""
@@ -127,14 +135,18 @@ class Runs:
         notes = [f"{self.runs} benchmark runs were added up"] * (self.runs > 1)
         if self.runs > 1 and rounds is None:
             notes.append("the mean is over runs, each with the same weight")
+        warnings = [
+            f"{self.short_lists} of {self.runs} runs list fewer positions than were drafted: the others are missing"
+        ] * (self.short_lists > 0)
         level = "positions" if rated else "totals" if rounds is not None else "mean"
         return Evidence(
             self.format, level,
             rounds=rounds, drafted=sums["drafted"], accepted=sums["accepted"], mean=mean,
-            marginal=tuple(min(1.0, passed / weight) for passed in self.by_position) if rated else None,
-            marginal_tolerance=self.tolerance * len(self.by_position) + (0.005 if rounds is None else 0.0),
-            gamma=next(iter(self.lengths)) if rated and len(self.lengths) == 1 else None,
-            series=self.rows.frame(), requests=requests, checks=self.identities.checks(), notes=tuple(notes),
+            marginal=mean_rates(self.by_position, weight) if rated else None,
+            marginal_tolerance=None,  # compared run by run
+            gamma=next(iter(self.gammas)) if rated and len(self.gammas) == 1 else None,
+            series=self.rows.frame(), requests=requests, checks=self.identities.checks(),
+            warnings=tuple(warnings), notes=tuple(notes),
         )  # fmt: skip
 
 
@@ -163,13 +175,14 @@ class PrintedRuns:
         """Read a row of the report."""
         if RESULT in text:
             self._end_run()
-        elif found := POSITION.match(text):
-            rate = share((printed_number(found[2], "a rate") or 0) / 100, "a per-position rate")
+        elif found := POSITION.search(text):
+            percent = printed_number(found[2], "a rate") or 0.0
+            rate = share(round(percent / 100, 6), "a per-position rate")
             if int(found[1]) != len(self.rates):
                 raise Malformed(f"position {int(found[1])} follows {len(self.rates)} positions")
             self.rates.append(rate)
-        elif (found := ROW.match(text)) and found[1].strip() in LABELS:
-            name = LABELS[found[1].strip()]
+        elif found := ROW.search(text):
+            name = LABELS[found[1]]
             if name in self.run:
                 self._end_run()
             self.run[name] = printed_number(found[2], found[1].decode())
@@ -178,7 +191,7 @@ class PrintedRuns:
         run, rates = self.run, self.rates
         self.run, self.rates = {}, []
         if run.get("mean") is not None or run.get("rounds") is not None:
-            self.runs.add(run, rates, 0.005, 0.00005)
+            self.runs.add(run, rates)
 
     def evidence(self) -> Evidence | None:
         """All runs together."""
@@ -189,7 +202,7 @@ def vllm_printed() -> PrintedRuns:
     """What `vllm bench serve` prints."""
     own = (b"Acceptance length", b"Acceptance rate (%)", b"Drafts", b"Draft tokens", b"Accepted tokens")
     found = PrintedRuns("vLLM benchmark report", own, chunk_times=True)
-    found.markers = (*found.markers, b"  Position ")
+    found.markers = (*found.markers, b" Position ")
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from analysis.engine_logs.bench import Runs
+from analysis.engine_logs.bench import TIMES_TOLERANCE, Runs
 from analysis.engine_logs.documents import StepTimes
 from analysis.engine_logs.evidence import Evidence
 from analysis.engine_logs.rows import Rows
@@ -53,30 +53,39 @@ class SavedRuns:
             run[name] = None if value is None else real(value, keys[0])
         listed = first(record, "spec_decode_per_position_acceptance_rates")
         rates = [] if listed is None else shares(listed.tolist() if isinstance(listed, array) else listed, "a rate")
-        times = self._requests(record)
         if run.get("mean") is None and run.get("rounds") is None:
             raise Malformed("it holds no acceptance length and no number of drafts")
-        if run.get("itl_ms") is None and times:
-            run["itl_ms"] = times
-        self.runs.add(run, rates, 1e-6, 1e-9)
+        for name, measured in self._requests(record).items():
+            self.runs.identities.compare(
+                f"the mean {name[:-3].upper()} = that of the requests' itls (to 5%)",
+                ("the mean in ms", run[name]), ("that of itls", measured), TIMES_TOLERANCE * measured,
+                f"run {self.runs.runs}",
+            )  # fmt: skip
+            run[name] = measured if run[name] is None else run[name]
+        self.runs.add(run, rates)
 
-    def _requests(self, record: Mapping[str, Any]) -> float | None:
-        """Keep the run's requests; their mean time between chunks in milliseconds."""
+    def _requests(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """Keep the run's requests; their mean time between chunks, and per output token after the first, in ms."""
         steps = step_times(record.get("itls")) if self.runs.chunk_times else None
         outputs, inputs, ttfts, starts = (
             _numbers(record.get(name)) for name in ("output_lens", "input_lens", "ttfts", "start_times")
         )
         if steps is None:
-            return None
+            return {}
+        per_token = []
         for index, (count, total) in enumerate(zip(steps.counts, steps.sums, strict=True)):
             output = _at(outputs, index)
-            mean = (output - 1) / count if output is not None and output > 1 and count else None
+            timed = output is not None and output > 1 and count > 0
+            mean = (output - 1) / count if output is not None and timed else None
+            if output is not None and timed:
+                per_token.append(total / (output - 1))
             self.requests.add(
                 self.runs.runs, str(index), _at(inputs, index), output, count, mean, _at(ttfts, index),
                 _at(starts, index), total / count if count else None,
             )  # fmt: skip
         rounds = sum(steps.counts)
-        return 1000 * sum(steps.sums) / rounds if rounds else None
+        means = {"itl_ms": 1000 * sum(steps.sums) / rounds} if rounds else {}
+        return means | ({"tpot_ms": 1000 * sum(per_token) / len(per_token)} if per_token else {})
 
     def evidence(self) -> Evidence | None:
         """All runs together."""

@@ -48,6 +48,8 @@ SPECULATION_OFF = (
     (b"Decode batch", "an SGLang log without 'accept len': speculation was off"),
     (b"llamacpp:", "a llama.cpp metrics page without spec_decode counters: speculation was off"),
     (b"slot print_timing", "a llama.cpp log without 'draft acceptance': speculation was off"),
+    (b"mean_itl_ms", "a benchmark result without an acceptance length: speculation or its statistics were off"),
+    (b"Mean ITL (ms):", "a benchmark report without an acceptance length: speculation or its statistics were off"),
     (b"iterLatencyMS", "TensorRT-LLM statistics without specDecodingStats: speculation was off"),
 )
 

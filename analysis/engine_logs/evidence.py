@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.engine_logs.identities import Check, Identities
 from analysis.engine_logs.imported import LEVELS, ImportedLog, conditional_from, marginal_from
+from analysis.engine_logs.values import rounding
 
 LONGEST_DRAFT = 10_000
 """tokens; a log that says more is broken"""
@@ -35,6 +36,8 @@ class Evidence:
     histogram: tuple[int, ...] | None = None
     gamma: int | None = None
     draft_seconds: float | None = None
+    doubts: int = 0
+    """how unsure the rounds are beside other formats of the engine: 0 counted, 1 inferred, 2 perhaps counted twice"""
     series: pd.DataFrame | None = None
     requests: pd.DataFrame | None = None
     steps: pd.DataFrame | None = None
@@ -59,10 +62,20 @@ class Evidence:
         if conditional is None and marginal is not None:
             conditional = conditional_from(marginal)
         identities = Identities()
+        if accepted is not None and self.drafted is not None:
+            most = max(accepted, self.drafted)
+            identities.compare("accepted <= drafted", ("accepted", most), ("drafted", self.drafted))
+        if mean is not None:
+            identities.compare(
+                "mean acceptance length >= 1, the bonus token included",
+                ("the mean", mean),
+                ("the least", max(mean, 1.0)),
+            )
         per_round = emitted / rounds if emitted is not None and rounds else None
         identities.compare(
-            "mean acceptance length = emitted/rounds", ("the mean", mean), ("emitted/rounds", per_round), 1e-6
-        )
+            "mean acceptance length = emitted/rounds", ("the mean", mean), ("emitted/rounds", per_round),
+            max(1e-6, rounding(mean or 0.0)),
+        )  # fmt: skip
         if marginal is not None and self.marginal_tolerance is not None:
             identities.compare(
                 "mean acceptance length = 1 + sum of marginal acceptance",
@@ -75,6 +88,8 @@ class Evidence:
                     f"position {position}",
                 )  # fmt: skip
         gamma, warnings = self.gamma, self.warnings
+        if rounds == 0 and not any("nothing was drafted" in warning for warning in warnings):
+            warnings = (*warnings, "nothing was drafted")
         if gamma is not None and gamma > LONGEST_DRAFT:
             gamma, warnings = None, (*warnings, f"the draft length {gamma:,} is beyond {LONGEST_DRAFT:,}: left out")
         return replace(
@@ -93,7 +108,7 @@ def combine(
 ) -> ImportedLog:
     """One result from all formats found in a log.
 
-    The most telling format gives the numbers; draft seconds and a time series may come from another one.
+    The most telling format gives the numbers; draft seconds, a time series and requests may come from another one.
 
     Args:
         engine: the engine's name.
@@ -104,10 +119,11 @@ def combine(
         examples: the first of them.
     """
     complete = [evidence.completed() for evidence in found]
-    best = min(complete, key=lambda one: (LEVELS.index(one.level), one.rounds is None))
+    best = _most_telling(complete)
     others = [one for one in complete if one is not best]
+    draft_seconds, timed_by = _draft_seconds(best, others)
     checks = tuple(check for one in complete for check in one.checks)
-    notes = [*best.notes, *(_beside(best, other) for other in others)]
+    notes = [*best.notes, *(_beside(best, other) for other in others), *timed_by]
     if best.mean_per_request is not None and best.mean is not None and abs(best.mean - best.mean_per_request) > 5e-5:
         notes.append(
             f"mean_acceptance_length {best.mean:.4f} is a mean over rounds; "
@@ -130,12 +146,12 @@ def combine(
         accepted=best.accepted,
         emitted=best.emitted,
         mean_acceptance_length=best.mean,
-        mean_acceptance_length_per_request=best.mean_per_request,
+        mean_acceptance_length_per_request=_first_of("mean_per_request", best, others),
         marginal_acceptance=best.marginal,
         conditional_acceptance=best.conditional,
         histogram=best.histogram,
         gamma=best.gamma,
-        draft_seconds=_first_of("draft_seconds", best, others),
+        draft_seconds=draft_seconds,
         series=_first_of("series", best, others),
         requests=_first_of("requests", best, others),
         steps=best.steps,
@@ -148,8 +164,28 @@ def combine(
     )
 
 
+def _most_telling(found: Sequence[Evidence]) -> Evidence:
+    """The first of those of the best level that count rounds; one whose rounds are surer, if it counts no less."""
+    best = min(found, key=lambda one: (LEVELS.index(one.level), one.rounds is None))
+    for one in found:
+        surer = one.level == best.level and one.rounds is not None and one.doubts < best.doubts
+        if surer and (one.drafted or 0) >= (best.drafted or 0):
+            best = one
+    return best
+
+
 def _first_of(name: str, best: Evidence, others: Sequence[Evidence]):  # type: ignore[no-untyped-def]  # any field
     return next((value for one in (best, *others) if (value := getattr(one, name)) is not None), None)
+
+
+def _draft_seconds(best: Evidence, others: Sequence[Evidence]) -> tuple[float | None, list[str]]:
+    """Time spent drafting; that of another format is taken per round, for it may count other rounds."""
+    timed = next((one for one in (best, *others) if one.draft_seconds is not None), best)
+    if timed is best or timed.draft_seconds is None or timed.rounds == best.rounds:
+        return timed.draft_seconds, []
+    if not timed.rounds or best.rounds is None:
+        return None, []
+    return timed.draft_seconds / timed.rounds * best.rounds, [f"draft seconds are those of a round in {timed.format}"]
 
 
 def _beside(best: Evidence, other: Evidence) -> str:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from analysis.engine_logs.evidence import Evidence
 from analysis.engine_logs.requests import Request, RequestSums, request_name
-from analysis.engine_logs.rounding import Rounds, rounds_behind
+from analysis.engine_logs.rounding import mean_rates, rounds_behind
 from analysis.engine_logs.values import Malformed, printed_count, printed_number, share, shortened, whole
 
 SUMMARY = re.compile(rb"(?:^|\s|:\s)(n_draft|n_predict|n_drafted|n_accept|accept(?: rate)?)\s*=\s*(\S+?)%?\s*$")
 SLOT = re.compile(rb"id\s+(\d+)\s*\|\s*task\s+(-?\d+)")
 EVAL = re.compile(rb"(?<!prompt )\beval time\s*=\s*(\d[\d.]*) ms\s*/\s*(\d+) (?:tokens|runs)")
 ACCEPTANCE = re.compile(rb"draft acceptance(?: rate)?\s*=\s*(\S+)\s*\(\s*(\d+) accepted\s*/\s*(\d+) generated\)")
-MEAN = re.compile(rb"mean (?:acceptance length|len)\s*=\s*(\d+\.\d+)")
+MEAN = re.compile(rb"mean (?:acceptance length|len)\s*=\s*(\d+\.\d\d|-?nan)")
 RATES = re.compile(rb"(?:acceptance rate per position|#acc rate/pos)\s*=\s*\(([\d., ]*)(\)?)")
 PENDING = 1000
 """requests whose decoding time was read and whose acceptance may follow"""
@@ -89,7 +90,7 @@ class ServerLines:
         self.sums = RequestSums("llama.cpp server lines", ("slot", "eval_seconds"), tolerance=0.000_005)
         self.eval: dict[tuple[bytes, bytes], tuple[float, int]] = {}
         self.by_position: list[float] = []
-        self.rated = self.rated_rounds = self.estimated = 0
+        self.rated = self.rated_rounds = self.estimated = self.fewest = self.most = 0
 
     def end_file(self) -> None:
         """Requests stand for themselves."""
@@ -113,11 +114,11 @@ class ServerLines:
             raise Malformed("it does not read 'draft acceptance = R (N accepted / M generated)'")
         accepted, drafted = printed_count(found[2], "accepted"), printed_count(found[3], "generated")
         printed = MEAN.search(text)
+        if printed is None and text[found.end() :].startswith(b","):
+            raise Malformed("it is cut before its mean ends")
         mean = printed_number(printed[1], "the mean") if printed else None
         rates = rates_by_position(text)
-        rounds = rounds_behind(accepted, drafted, None, mean, rates) if drafted else None
-        if rounds is None and rates and accepted == 0 < drafted:
-            rounds = Rounds(-(-drafted // len(rates)), False)
+        rounds = rounds_behind(accepted, drafted, len(rates) or None, mean, rates) if drafted else None
         seconds, tokens = self.eval.pop(who, (None, None))
         self.sums.add(
             Request(
@@ -131,7 +132,10 @@ class ServerLines:
                 extras=(int(who[0][:9]) if slot else None, seconds),
             )
         )
-        self.estimated += rounds is not None and not rounds.exact
+        if rounds:
+            self.estimated += not rounds.exact
+            self.fewest += rounds.fewest
+            self.most += rounds.most
         if mean is not None and rates:
             self.sums.identities.compare(
                 "mean acceptance length = 1 + sum of per-position rates",
@@ -151,17 +155,20 @@ class ServerLines:
         notes = ["rounds are not printed; they follow from accepted tokens, mean and rates"] * (known > 0)
         if self.estimated:
             notes.append(
-                f"in {self.estimated:,} lines the printed digits allow several numbers of rounds; one was taken"
+                f"the printed digits of {self.estimated:,} of {known:,} lines allow several numbers of rounds: "
+                f"in all from {self.fewest:,} to {self.most:,}"
             )
         if 0 < known < requests:
             notes.append(f"{requests - known:,} of {requests:,} requests do not tell their rounds")
         if 0 < self.rated < requests:
             notes.append(f"acceptance by position is of the {self.rated:,} requests that hold it")
         if self.rated_rounds == 0:
-            return self.sums.evidence(notes)
-        marginal = tuple(min(1.0, passed / self.rated_rounds) for passed in self.by_position)
-        tolerance = 0.0005 * len(marginal) + 0.005 * (self.estimated > 0)
-        return self.sums.evidence(notes, marginal, tolerance if self.rated == requests else None)
+            found = self.sums.evidence(notes)
+        else:
+            marginal = mean_rates(self.by_position, self.rated_rounds)
+            tolerance = 0.0005 * len(marginal) + 0.005 * (self.estimated > 0)
+            found = self.sums.evidence(notes, marginal, tolerance if self.rated == requests else None)
+        return None if found is None else replace(found, doubts=1)
 
 
 class Timings:

@@ -16,6 +16,7 @@ from analysis.engine_logs.cumulative import Counters
 from analysis.engine_logs.evidence import Evidence
 from analysis.engine_logs.identities import Identities
 from analysis.engine_logs.llama_cpp import rates_by_position
+from analysis.engine_logs.rounding import mean_rates
 from analysis.engine_logs.rows import Series
 from analysis.engine_logs.values import Malformed, printed_count, printed_number
 
@@ -62,11 +63,13 @@ class Statistics:
         counts = {"rounds": rounds, "drafted": drafted, "accepted": accepted, "draft_seconds": _draft_seconds(found[2])}
         known = {name: value for name, value in counts.items() if value is not None}
         rates = rates_by_position(found[2])
+        lives = self.rates.setdefault(source, [])
+        if rounds and lives and lives[-1][1] and b"acc rate/pos" not in entries:
+            raise Malformed("it is cut before its rates by position, which lines before it hold")
         self._compare(source, rounds, accepted, entries.get(b"mean acc len"), rates)
         counters = self.counters.setdefault(source, Counters())
         restarts = counters.restarts
         grown = counters.read(known)
-        lives = self.rates.setdefault(source, [])
         if counters.restarts > restarts or not lives:
             lives.append((rounds, rates))
         lives[-1] = rounds, rates
@@ -117,9 +120,9 @@ class Statistics:
         return Evidence(
             "llama.cpp statistics", "positions" if rated else "totals",
             rounds=rounds, drafted=int(total["drafted"]), accepted=int(total["accepted"]),
-            marginal=tuple(min(1.0, passed / rounds) for passed in marginal) if rated else None,
+            marginal=mean_rates(marginal, rounds) if rated else None,
             marginal_tolerance=0.0005 * len(marginal),
-            draft_seconds=total["draft_seconds"] if timed else None,
+            draft_seconds=total["draft_seconds"] if timed else None, doubts=2 * bool(warnings),
             series=self.series.frame(), checks=self.identities.checks(), warnings=tuple(warnings), notes=tuple(notes),
         )  # fmt: skip
 

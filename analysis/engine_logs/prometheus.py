@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.engine_logs.cumulative import Counters
+from analysis.engine_logs.cumulative import Labels, Snapshots, added
 from analysis.engine_logs.evidence import Evidence
 from analysis.engine_logs.identities import Identities
 from analysis.engine_logs.rows import Series
@@ -51,10 +51,9 @@ class CounterPage:
         self.format = f"{engine} metrics page"
         self.signs = self.markers = tuple(prefix + b"spec_decode_num_" for prefix in prefixes)
         self.name = re.compile(rb"^\w*?(?:" + b"|".join(prefixes) + rb")spec_decode_(num_\w+?)(?:_total)?$")
-        self.page: dict[tuple[bytes, tuple[tuple[bytes, bytes], ...]], float] = {}
-        self.processes: dict[tuple[tuple[bytes, bytes], ...], Counters] = {}
+        self.page: dict[tuple[bytes, Labels], float] = {}
+        self.snapshots = Snapshots()
         self.series = Series(("rounds", "drafted", "accepted"))
-        self.pages = 0
 
     def record(self, record: Mapping[str, Any], around: Sequence[Mapping[str, Any]]) -> None:
         """This format is no JSON."""
@@ -86,7 +85,7 @@ class CounterPage:
     def _end_page(self) -> None:
         if not self.page:
             return
-        by_process: dict[tuple[tuple[bytes, bytes], ...], dict[str, float]] = {}
+        by_process: dict[Labels, dict[str, float]] = {}
         for (name, labels), value in self.page.items():
             process = tuple(label for label in labels if label[0] != b"position")
             counter = COUNTERS[name]
@@ -94,63 +93,39 @@ class CounterPage:
                 counter = f"position {int(dict(labels)[b'position'])}"
             by_process.setdefault(process, {})[counter] = value
         self.page = {}
-        grown = [self.processes.setdefault(process, Counters()).read(v) for process, v in by_process.items()]
-        first = self.pages == 0
-        self.pages += 1
-        if not first:
-            self.series.add(
-                None, "", [sum(one.get(name, 0) for one in grown) for name in ("rounds", "drafted", "accepted")]
-            )
-
-    def _total(self, name: str) -> int | None:
-        """Over all processes, after the first page where there are several."""
-        totals = [
-            counters.since_start(name) if self.pages == 1 else counters.since_first(name)
-            for counters in self.processes.values()
-        ]
-        known = [total for total in totals if total is not None]
-        return int(sum(known)) if known else None
+        grown = self.snapshots.read(by_process)
+        if self.snapshots.readings > 1:
+            self.series.add(None, "", [added(grown, name) for name in ("rounds", "drafted", "accepted")])
 
     def evidence(self) -> Evidence | None:
         """The difference between the last and the first page, or all since the start where there is one page."""
-        if self.pages == 0:
+        pages, total = self.snapshots.readings, self.snapshots.total
+        if pages == 0:
             return None
-        rounds, drafted, accepted, emitted = (
-            self._total(name) for name in ("rounds", "drafted", "accepted", "emitted")
-        )
+        rounds, drafted, accepted, emitted = (total(name) for name in ("rounds", "drafted", "accepted", "emitted"))
         positions = sorted(
             int(name[9:])
-            for name in {n for c in self.processes.values() for n in c.first}
+            for name in {name for counts in self.snapshots.latest.values() for name in counts}
             if name.startswith("position ")
         )
-        passed = [self._total(f"position {position}") or 0 for position in positions]
-        complete = positions == list(range(len(positions))) and bool(positions) and bool(rounds)
+        told = [total(f"position {position}", of_all=False) for position in positions]
+        passed = [count for count in told if count is not None]
+        complete = bool(rounds) and bool(positions) and len(passed) == len(told) == positions[-1] + 1
         identities = Identities()
         if complete:
             identities.compare(
                 "sum of accepted by position = accepted", ("the sum", sum(passed)), ("accepted", accepted)
             )
-        warnings, notes = [], []
-        if self.pages == 1:
-            warnings.append(
-                "one metrics page: it counts everything since the server started, warm-up included; "
-                "give a page from before and one from after to measure what lies between"
-            )
-        else:
-            notes.append(f"the counts are what was added between the first and the last of {self.pages} metrics pages")
+        warnings, notes = self.snapshots.warnings("metrics page"), []
+        if pages > 1:
+            notes.append(f"the counts are what was added between the first and the last of {pages} metrics pages")
         if rounds == 0:
-            warnings.append("nothing was drafted between the pages")
-        models = {dict(process).get(b"model_name", b"") for process in self.processes}
+            warnings.append("nothing was drafted" + " between the pages" * (pages > 1))
+        models = {dict(process).get(b"model_name", b"") for process in self.snapshots.latest}
         if len(models) > 1:
             warnings.append(f"the counters of {len(models)} models were added up")
-        if len(self.processes) > 1:
-            notes.append(f"the counters of {len(self.processes)} engines were added up")
-        restarts = sum(counters.restarts for counters in self.processes.values())
-        if restarts:
-            warnings.append(
-                f"counters fall {restarts} times, which was taken for restarts of the server and added up; "
-                "if pages are in the wrong order, give the earlier one first"
-            )
+        if len(self.snapshots.latest) > 1:
+            notes.append(f"the counters of {len(self.snapshots.latest)} engines were added up")
         if emitted is not None and rounds is None:
             warnings.append("these counters (of vLLM V0) hold no number of rounds, so the mean is not known")
         return Evidence(
@@ -170,10 +145,9 @@ class SglangPage:
     markers: tuple[bytes, ...] = (*signs, b"sglang:generation_tokens_total", b"sglang_generation_tokens_total")
 
     def __init__(self) -> None:
-        self.page: dict[tuple[bytes, tuple[tuple[bytes, bytes], ...]], float] = {}
-        self.counters: dict[tuple[tuple[bytes, bytes], ...], Counters] = {}
+        self.page: dict[tuple[bytes, Labels], float] = {}
+        self.snapshots = Snapshots()
         self.lengths: list[float] = []
-        self.pages = 0
 
     def record(self, record: Mapping[str, Any], around: Sequence[Mapping[str, Any]]) -> None:
         """This format is no JSON."""
@@ -202,35 +176,28 @@ class SglangPage:
     def _end_page(self) -> None:
         if not self.page:
             return
-        self.pages += 1
-        one_of_each: dict[tuple[bytes, tuple[tuple[bytes, bytes], ...]], float] = {}
+        one_of_each: dict[tuple[bytes, Labels], float] = {}
         for (name, labels), value in sorted(self.page.items()):
             apart = tuple(label for label in labels if label[0] not in SAME_ROUNDS)
             one_of_each.setdefault((name, apart), value)
+        by_process: dict[Labels, dict[str, float]] = {}
         for (name, labels), value in one_of_each.items():
             if name.endswith(b"_total"):
-                self.counters.setdefault((*labels, (b"", name)), Counters()).read({"": value})
+                by_process.setdefault(labels, {})[name.decode()] = value
             elif value > 0 and len(self.lengths) < MOST_SERIES:  # 0 is the gauge before anything was drafted
                 self.lengths.append(value)
+        self.snapshots.read(by_process)
         self.page = {}
-
-    def _total(self, name: bytes) -> int | None:
-        totals = [
-            counters.since_start("") if self.pages == 1 else counters.since_first("")
-            for labels, counters in self.counters.items()
-            if labels[-1][1] == name
-        ]
-        return int(sum(total or 0 for total in totals)) if totals else None
 
     def evidence(self) -> Evidence | None:
         """Counters where the pages have them, else the mean of the gauges."""
-        rounds, emitted = self._total(b"spec_verify_calls_total"), self._total(b"generation_tokens_total")
+        rounds, emitted = (
+            self.snapshots.total(name, of_all=False) for name in ("spec_verify_calls_total", "generation_tokens_total")
+        )
         if rounds is None and not self.lengths:
             return None
-        warnings, notes = [], []
+        warnings, notes = self.snapshots.warnings("metrics page") if rounds is not None else [], []
         gauge = sum(self.lengths) / len(self.lengths) if self.lengths else None
-        if self.pages == 1 and rounds is not None:
-            warnings.append("one metrics page: it counts everything since the server started, warm-up included")
         counted = emitted / rounds if rounds and emitted is not None else None
         if counted is not None:
             notes.append("mean acceptance length is generated tokens / verifications, prefill's first tokens included")

@@ -39,7 +39,7 @@ def read_log(paths: Path | str | Iterable[Path | str], engine: str = AUTO) -> Im
     between the first and the last.
 
     Args:
-        paths: a log, several, or a round table of this project or a folder that holds one.
+        paths: a log ('-' for standard input), several, or a round table of this project or a folder that holds one.
         engine: one of `detect.ENGINES`, or 'auto' to find out.
 
     Raises:
@@ -65,11 +65,14 @@ def _read_own(files: Sequence[Path]) -> ImportedLog:
 
 def _read_logs(files: Sequence[Path], engine: str) -> ImportedLog:
     reader = _Reader(engine)
-    warnings = []
+    warnings: list[str] = []
+    barren: list[Path] = []
     for path in files:
         log = LogFile(path)
-        reader.read(log)
+        held = reader.read(log)
         warnings += [log.problem] * bool(log.problem)
+        if not held:
+            barren.append(path)
     names = ", ".join(map(str, files))
     if not reader.engine:
         raise ValueError(unknown(names, reader.start))
@@ -79,6 +82,7 @@ def _read_logs(files: Sequence[Path], engine: str) -> ImportedLog:
         if engine != AUTO and not reader.examples:
             raise ValueError(f"{names} holds nothing of {reader.engine} ({ENGINES[reader.engine]})")
         raise ValueError(f"nothing in {names} could be read as {reader.engine}{reason}")
+    warnings += [f"{path} holds nothing of {reader.engine}" for path in barren]
     if reader.others:
         warnings.append(
             f"there are also lines of {', '.join(reader.others)}; name the engine with --engine to import those"
@@ -98,6 +102,7 @@ class _Reader:
         self.skipped = 0
         self.examples: list[str] = []
         self.file = ""
+        self.held = False
         self._settle()
 
     def _settle(self) -> None:
@@ -112,9 +117,9 @@ class _Reader:
         self.formats = self.candidates[self.engine]
         self._settle()
 
-    def read(self, log: LogFile) -> None:
-        """Read one file."""
-        self.file = log.path.name
+    def read(self, log: LogFile) -> bool:
+        """Read one file; did it hold a line or an object of the engine's formats?"""
+        self.file, self.held = log.path.name, False
         blocks = log.blocks()
         first = next(blocks, b"")
         self.start += first[: max(0, 65_536 - len(self.start))]
@@ -128,6 +133,7 @@ class _Reader:
                 one.end_file()
             except Malformed as problem:
                 self._skip(partial(str, "at its end"), problem)
+        return self.held
 
     def _skip(self, where: Callable[[], str], problem: Malformed, text: bytes = b"") -> None:
         """Count what could not be read; the place is only looked for where it is shown."""
@@ -160,6 +166,7 @@ class _Reader:
                 self._found([self._engine_of(record)])
             for one in self.formats:
                 if not one.keys.isdisjoint(record):
+                    self.held = True
                     try:
                         one.record(record, around)
                     except Malformed as problem:
@@ -198,6 +205,7 @@ class _Reader:
             read = one.line
             for start, end in lines_with(block, one.markers):
                 if start not in taken:
+                    self.held = True
                     text = plain(block[start : min(end, start + LONGEST_TEXT_BYTES)])
                     try:
                         read(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from analysis.engine_logs.evidence import Evidence
 from analysis.engine_logs.identities import Identities
 from analysis.engine_logs.rows import Rows
-from analysis.engine_logs.values import Malformed, first, whole
+from analysis.engine_logs.values import Malformed, first, rounding, whole
 
 STEP_ROWS = 2_000_000
 """rounds that are kept as rows; the totals count all of them"""
@@ -63,7 +64,8 @@ class Request:
 class RequestSums:
     """Sums over requests, their table, and the identities that each must satisfy.
 
-    `tolerance` is of the stated means and rates: half a unit of the last printed digit.
+    `tolerance` is of the stated means and rates: half a unit of the last printed digit, where their own digits do not
+    tell it.
     """
 
     def __init__(self, format_name: str, extra_columns: Sequence[str] = (), tolerance: float = 1e-6) -> None:
@@ -97,6 +99,11 @@ class RequestSums:
             accepted = weighted if accepted is None else accepted
             _add_to(self.histogram, histogram)
             self.known["histogram"] += 1
+            gamma = request.gamma or 0
+            if request.step_drafted is None and len(histogram) <= gamma + 1 and request.drafted == gamma * counted:
+                reached = list(accumulate(reversed(histogram)))[::-1]  # rounds that tested position 0, 1, 2, ...
+                _add_to(self.tested, reached[:gamma])
+                self.known["tested"] += 1
         mean = self._mean(request, rounds, accepted, where)
         for name, value in (("rounds", rounds), ("drafted", request.drafted), ("accepted", accepted)):
             if value is not None:
@@ -120,18 +127,21 @@ class RequestSums:
         counted = 1 + accepted / rounds if rounds and accepted is not None else None
         self.identities.compare(
             "mean acceptance length = 1 + accepted/rounds",
-            ("the stated mean", request.mean), ("1 + accepted/rounds", counted), self.tolerance, where,
+            ("the stated mean", request.mean), ("1 + accepted/rounds", counted), self._tolerance(request.mean), where,
         )  # fmt: skip
         rate = accepted / request.drafted if request.drafted and accepted is not None else None
         self.identities.compare(
             "acceptance rate = accepted/drafted",
-            ("the stated rate", request.rate), ("accepted/drafted", rate), self.tolerance, where,
+            ("the stated rate", request.rate), ("accepted/drafted", rate), self._tolerance(request.rate), where,
         )  # fmt: skip
         mean = request.mean if counted is None else counted
         if mean is not None:
             self.mean_sum += mean
             self.known["mean"] += 1
         return mean
+
+    def _tolerance(self, stated: float | None) -> float:
+        return self.tolerance if stated is None else max(self.tolerance, rounding(stated))
 
     def _add_steps(self, request: Request, where: str) -> None:
         accepted = np.asarray(request.step_accepted, dtype=np.int64)
@@ -144,7 +154,7 @@ class RequestSums:
             compare("drafted by step", ("the sum", int(drafted.sum())), ("drafted", request.drafted), where=where)
             reached = np.bincount(np.minimum(drafted, accepted + 1), minlength=1)  # tokens tested in each round
             _add_to(self.tested, reached[::-1].cumsum()[::-1][1:].tolist())
-            self.known["step_drafted"] += 1
+            self.known["tested"] += 1
         self.known["steps"] += 1
         self.steps.add(request.request_id, drafted, accepted)
 
@@ -173,6 +183,8 @@ class RequestSums:
                 f"{drafted:,} tokens were drafted in {rounds:,} rounds, fewer than gamma {gamma} in each: "
                 "shorter drafts lower the marginal acceptance of late positions"
             )
+        if len(self.gammas) > 1 and None not in self.gammas and histogram:
+            told.append("the draft length changes: shorter drafts lower the marginal acceptance of late positions")
         return Evidence(
             self.format,
             self._level(histogram, marginal, counted=(rounds, drafted, accepted) != (None, None, None)),
@@ -213,7 +225,7 @@ class RequestSums:
 
     def _conditional(self, histogram: tuple[int, ...] | None) -> tuple[float | None, ...] | None:
         """Acceptance given that a position was drafted and reached, where every round's draft length is known."""
-        if histogram is None or self.known["step_drafted"] < self.requests:
+        if histogram is None or self.known["tested"] < self.requests:
             return None
         tested = self.tested + [0] * len(histogram)
         passed = [sum(histogram[position + 1 :]) for position in range(len(histogram) - 1)]

@@ -10,10 +10,16 @@ SLACK = 1e-9
 
 
 class Rounds(NamedTuple):
-    """Rounds of one line: their number, and whether the printed digits leave no other."""
+    """Rounds of one line: the number taken, and the fewest and the most that the printed digits allow."""
 
     number: int
-    exact: bool
+    fewest: int
+    most: int
+
+    @property
+    def exact(self) -> bool:
+        """Do the printed digits leave no other number?"""
+        return self.fewest == self.most
 
 
 def rounds_behind(
@@ -27,8 +33,9 @@ def rounds_behind(
 ) -> Rounds | None:
     """Find the rounds from 1 + accepted/rounds and from accepted-by-position/rounds, both rounded.
 
-    Where every round drafted gamma tokens the number is drafted/gamma, if the printed mean agrees; else it is the
-    whole number that the printed digits allow, or the middle of those that they allow.
+    Where every round drafted gamma tokens the number is drafted/gamma, if the printed mean or the rates agree; else it
+    is the whole number that the printed digits allow, or the middle of those that they allow. A round drafts between
+    one token and the longest draft: that bounds the number unless the line contradicts itself.
 
     Args:
         accepted: drafted tokens accepted in all rounds.
@@ -45,17 +52,60 @@ def rounds_behind(
     if gamma and drafted > 0 and drafted % gamma == 0:
         full = drafted // gamma
         if agrees(full, accepted, mean, rates, mean_step, rate_step):
-            return Rounds(full, True)
-    total = sum(rates)
-    spread = rate_step / 2 * len(rates)
-    low, high = 1.0, float(max(drafted, accepted))  # a round with a draft drafts at least one token
-    if mean is not None:
-        low = max(low, accepted / (mean - 1 + mean_step / 2) if mean - 1 + mean_step / 2 > 0 else math.inf)
-        high = min(high, accepted / (mean - 1 - mean_step / 2) if mean - 1 - mean_step / 2 > 0 else math.inf)
-    if rates:
-        low = max(low, accepted / (total + spread) if total + spread > 0 else low)
-        high = min(high, accepted / (total - spread) if total - spread > 0 else math.inf)
-    if accepted == 0 or (mean is None and not rates) or not low <= high * (1 + SLACK) < math.inf:
+            return Rounds(full, full, full)
+    longest = max(gamma or 0, len(rates))
+    if accepted == 0 and not longest:
+        return None
+    bounded = (max(1.0, drafted / longest) if longest else 1.0, float(drafted))
+    anything = (1.0, math.inf)
+    for (low, high), stated, shares in (
+        (bounded, mean, rates),
+        (bounded, mean, ()),
+        (bounded, None, rates),
+        (anything, mean, rates),
+        (anything, mean, ()),
+    ):
+        found = _allowed(accepted, low, high, stated, shares, mean_step, rate_step)
+        if found is not None:
+            return found
+    return None
+
+
+def mean_rates(weighted: Sequence[float], rounds: int) -> tuple[float, ...]:
+    """Printed rates, each already times its line's rounds and summed, as means over all rounds.
+
+    One line's rates come out as they were printed, and rounding never makes one greater than 1.
+    """
+    return tuple(min(1.0, round(rate / rounds, 12)) for rate in weighted)
+
+
+def agrees(
+    rounds: int, accepted: int, mean: float | None, rates: Sequence[float], mean_step: float, rate_step: float
+) -> bool:
+    """Does the printed mean or the sum of the printed rates fit so many rounds, or is neither printed?"""
+    fits_mean = mean is not None and abs(1 + accepted / rounds - mean) <= mean_step / 2 + SLACK
+    fits_rates = bool(rates) and abs(accepted / rounds - sum(rates)) <= rate_step / 2 * len(rates) + SLACK
+    return fits_mean or fits_rates or (mean is None and not rates)
+
+
+def _allowed(
+    accepted: int,
+    low: float,
+    high: float,
+    mean: float | None,
+    rates: Sequence[float],
+    mean_step: float,
+    rate_step: float,
+) -> Rounds | None:
+    """The whole numbers from low to high that print as the mean and as the rates; None where there is none."""
+    for shown, spread in (
+        (None if mean is None else mean - 1, mean_step / 2),
+        (sum(rates) if rates else None, rate_step / 2 * len(rates)),
+    ):
+        if shown is not None:
+            low = max(low, accepted / (shown + spread) if shown + spread > 0 else math.inf)
+            high = min(high, accepted / (shown - spread) if shown - spread > 0 else math.inf)
+    if (mean is None and not rates) or not low <= high * (1 + SLACK) < math.inf:
         return None
     lowest, highest = math.ceil(low * (1 - SLACK)), math.floor(high * (1 + SLACK))
     if lowest > highest:
@@ -63,18 +113,9 @@ def rounds_behind(
     fitting = [n for n in range(lowest, highest + 1) if _counts_fit(n, accepted, rates, rate_step)] if rates and (
         highest - lowest < 64 and highest * rate_step < 1
     ) else []  # fmt: skip
-    if len(fitting) == 1 or lowest == highest:
-        return Rounds(fitting[0] if fitting else lowest, True)
-    return Rounds(fitting[len(fitting) // 2] if fitting else round((lowest + highest) / 2), False)
-
-
-def agrees(
-    rounds: int, accepted: int, mean: float | None, rates: Sequence[float], mean_step: float, rate_step: float
-) -> bool:
-    """Does the printed mean, or else the sum of the printed rates, fit so many rounds?"""
-    if mean is not None:
-        return abs(1 + accepted / rounds - mean) <= mean_step / 2 + SLACK
-    return not rates or abs(accepted / rounds - sum(rates)) <= rate_step / 2 * len(rates) + SLACK
+    if fitting:
+        return Rounds(fitting[len(fitting) // 2], fitting[0], fitting[-1])
+    return Rounds(round((lowest + highest) / 2), lowest, highest)
 
 
 def _counts_fit(rounds: int, accepted: int, rates: Sequence[float], rate_step: float) -> bool:

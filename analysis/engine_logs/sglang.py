@@ -33,7 +33,7 @@ class LogLines:
         self.series = Series(
             ("rounds", "emitted"), ("accept_length", "accept_rate", "running_requests", "tokens_per_second")
         )
-        self.lines = self.weightless = 0
+        self.lines = self.idle = self.weightless = 0
         self.plain = self.weighted = self.weight = 0.0
         self.rounds = self.emitted = self.counted = 0
         self.gamma_without_bonus = _Interval()
@@ -56,6 +56,7 @@ class LogLines:
         found = fields(message.lstrip(b" .,[]0123456789"))
         length = _number(found, b"accept len")
         if length is None or length == 0:
+            self.idle += 1
             return
         if length < 0 or length > 10_000:
             raise Malformed(f"an accept length of {length:g}")
@@ -86,7 +87,8 @@ class LogLines:
     def evidence(self) -> Evidence | None:
         """All lines together."""
         if self.lines == 0:
-            return None
+            warning = f"all {self.idle:,} lines are of idle times: nothing was drafted"
+            return Evidence("SGLang log lines", "mean", warnings=(warning,)) if self.idle else None
         counted = self.counted == self.lines and self.rounds > 0
         gamma, notes = self._gamma()
         weighted = self.weighted / self.weight if self.weightless == 0 else self.plain / self.lines

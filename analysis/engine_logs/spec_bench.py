@@ -40,8 +40,8 @@ class Answers:
 
     def record(self, record: Mapping[str, Any], around: Sequence[Mapping[str, Any]]) -> None:
         """Read one choice."""
-        lengths = _lengths(record["accept_lengths"])
         tokens, seconds, steps = (_total(record.get(key), key) for key in ("new_tokens", "wall_time", "decoding_steps"))
+        lengths = _lengths(record["accept_lengths"], steps)
         new_tokens = None if tokens is None else whole(tokens, "new_tokens")
         question = around[-1] if around else {}
         name = first(question, "question_id")
@@ -79,8 +79,9 @@ class Answers:
         if choices == 0:
             return None
         known = self.counted == choices
+        apart = abs(self.listed + self.rounds - self.new_tokens)
         bonus = self.zeros == 0 and not (
-            known and abs(self.listed + self.rounds - self.new_tokens) < abs(self.listed - self.new_tokens)
+            known and apart < abs(self.listed - self.new_tokens) and apart <= self.turns * (self.longest + 1)
         )
         notes = ["emitted tokens are the sum of accept_lengths"] if bonus else []
         if not bonus:
@@ -114,10 +115,13 @@ class Answers:
         ]
 
 
-def _lengths(value: Any) -> list[int]:
-    """The entries; a pair's first number where a fork keeps pairs."""
+def _lengths(value: Any, steps: float | None) -> list[int]:
+    """The entries; those of all turns where there is a list for each, and a pair's first where a fork keeps pairs."""
     if not isinstance(value, list):
         raise Malformed("accept_lengths is no list")
+    lists = [entry for entry in value if isinstance(entry, list)]
+    if len(lists) == len(value) != steps == sum(map(len, lists)):
+        value = [length for entry in lists for length in entry]
     return wholes([entry[0] if isinstance(entry, list) and entry else entry for entry in value], "accept_lengths")
 
 

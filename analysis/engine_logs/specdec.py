@@ -18,6 +18,8 @@ def is_own(path: Path) -> bool:
     """Is this a folder, a Parquet file, or a round table as JSON lines?"""
     if path.is_dir() or path.suffix == ".parquet":
         return True
+    if not path.is_file():  # a pipe can be read once only
+        return False
     try:
         with open(path, "rb") as file:
             start = file.readline(LONGEST_ROW_BYTES)

@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.engine_logs.evidence import Evidence
 from analysis.engine_logs.identities import Identities
-from analysis.engine_logs.values import Malformed, length, shares, whole
+from analysis.engine_logs.values import Malformed, length, rounding, shares, whole
 
 PRINTED = 5e-7
 """rates are rounded to six decimals"""
@@ -55,17 +55,23 @@ def _read(record: Mapping[str, Any]) -> Evidence:
         None if record.get(name) is None else length(record[name], name)
         for name in ("mean_accept_length", "mean_accept_length_per_request")
     )
-    histogram = _histogram(record.get("acceptance_length_histogram"))
     identities = Identities()
-    notes = []
+    notes, warnings = [], []
+    try:
+        histogram = _histogram(record.get("acceptance_length_histogram"))
+    except Malformed as problem:
+        histogram = None
+        warnings.append(f"the profile's histogram was left out: {problem}")
     if marginal is None and conditional is not None:
         marginal = [_product(conditional[: position + 1]) for position in range(len(conditional))]
     if marginal is not None and conditional is not None:
         for position, rate in enumerate(conditional[: len(marginal)]):
             before = marginal[position - 1] if position else 1.0
+            printed = (rate, marginal[position], *marginal[:position][-1:])
             identities.compare(
                 "marginal acceptance = product of conditional acceptance",
-                ("the marginal rate", marginal[position]), ("the product", before * rate), 4 * PRINTED,
+                ("the marginal rate", marginal[position]), ("the product", before * rate),
+                max(4 * PRINTED, sum(map(rounding, printed))),
                 f"position {position}",
             )  # fmt: skip
     rounds = sum(histogram) if histogram else None
@@ -85,11 +91,12 @@ def _read(record: Mapping[str, Any]) -> Evidence:
         mean=mean,
         mean_per_request=per_request,
         marginal=None if marginal is None else tuple(marginal),
-        marginal_tolerance=PRINTED * (len(marginal or ()) + 1),
+        marginal_tolerance=sum(max(PRINTED, rounding(printed)) for printed in (*(marginal or ()), mean or 0.0)),
         conditional=None if conditional is None else tuple(conditional),
         histogram=tuple(histogram) if histogram else None,
         gamma=gamma,
         checks=identities.checks(),
+        warnings=tuple(warnings),
         notes=tuple(notes),
     )
 

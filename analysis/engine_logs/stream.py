@@ -22,7 +22,10 @@ PACKED = (".gz", ".bz2", ".xz")
 
 
 class LogFile:
-    """A file that is read once, in blocks; `problem` says afterwards why reading ended early, if it did."""
+    """A file, or standard input for the path '-', that is read once, in blocks.
+
+    `problem` says afterwards why reading ended early, if it did.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,7 +38,7 @@ class LogFile:
             ValueError: the file cannot be opened, or is packed with zstd.
         """
         try:
-            with open(self.path, "rb") as raw:
+            with open(self.path, "rb") if str(self.path) != "-" else open(0, "rb", closefd=False) as raw:
                 yield from self._transcoded(self._unpacked(raw))
         except OSError as error:
             raise ValueError(f"cannot read {self.path}: {error.strerror or error}") from None

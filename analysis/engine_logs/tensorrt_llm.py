@@ -11,7 +11,7 @@ from analysis.engine_logs.evidence import Evidence
 from analysis.engine_logs.identities import Identities
 from analysis.engine_logs.requests import Request, RequestSums, output_tokens, request_name
 from analysis.engine_logs.rows import Series
-from analysis.engine_logs.values import Malformed, first, length, real, share, whole, wholes
+from analysis.engine_logs.values import Malformed, first, length, real, rounding, share, whole, wholes
 
 MONTH_FIRST = re.compile(r"\b(\d\d)-(\d\d)-(\d{4})\b")
 
@@ -61,7 +61,8 @@ class Iterations:
             self.rounds += rounds
             self.identities.compare(
                 "acceptanceLength = 1 + accepted/requests with draft tokens",
-                ("acceptanceLength", mean), ("1 + accepted/requests", 1 + accepted / rounds), 1e-4,
+                ("acceptanceLength", mean), ("1 + accepted/requests", 1 + accepted / rounds),
+                max(1e-4, rounding(mean or 0.0)),
                 f"iteration {record.get('iter', self.iterations)}",
             )  # fmt: skip
         if mean is not None:

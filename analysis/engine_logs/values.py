@@ -72,6 +72,15 @@ def share(value: Any, name: str) -> float:
     return number
 
 
+def rounding(value: float) -> float:
+    """How far a number in JSON may be from what it was rounded from: half a unit of its last decimal.
+
+    Two decimals at least are taken for printed: JSON writes 3.20 as 3.2.
+    """
+    text = repr(float(value))
+    return 0.0 if "e" in text else 0.5 * 10.0 ** -max(2, len(text.partition(".")[2]))
+
+
 def wholes(value: Any, name: str) -> list[int]:
     """Counts by index, from a list or from an object such as {"0": 39, "3": 3}, whose missing indexes are 0.
 

@@ -14,24 +14,17 @@ from analysis.engine_logs.clock import read_clock
 from analysis.engine_logs.evidence import Evidence
 from analysis.engine_logs.identities import Identities
 from analysis.engine_logs.requests import Request, RequestSums, output_tokens, request_name
-from analysis.engine_logs.rounding import Rounds, rounds_behind
+from analysis.engine_logs.rounding import Rounds, mean_rates, rounds_behind
 from analysis.engine_logs.rows import Series
-from analysis.engine_logs.values import (
-    Malformed,
-    fields,
-    length,
-    printed_number,
-    real,
-    share,
-    shortened,
-    whole,
-    wholes,
-)
+from analysis.engine_logs.values import Malformed, fields, length, printed_number, real, share, shortened, whole, wholes
 
 MARK = b"SpecDecoding metrics:"
 SOURCE = re.compile(rb"\(([A-Za-z_]\w*(?: pid=\d+)?)\)|\b(Engine \d+)")
 COUNT = re.compile(rb"(\d{1,15}) tokens")
+RATES = b"Per-position acceptance rate"
+SPEED = b"Accepted throughput"
 SUM_OF_RATES = "mean acceptance length = 1 + sum of per-position rates"
+MOST_DRAFTED = "drafted <= draft length x rounds"
 RATE = "average draft acceptance rate = accepted/drafted"
 
 
@@ -48,7 +41,7 @@ class LogLines:
             ("rounds", "drafted", "accepted"), ("accepted_tokens_per_second", "drafted_tokens_per_second")
         )
         self.lines = self.idle = self.estimated = self.unknown = self.without_bonus = self.short = 0
-        self.rounds = self.drafted = self.accepted = 0
+        self.drafted = self.accepted = self.rounds = self.fewest = self.most = self.accepted_in_rounds = 0
         self.by_position: list[float] = []
         self.with_rates = self.rated_rounds = 0
         self.means, self.mean_sum = 0, 0.0
@@ -71,14 +64,14 @@ class LogLines:
         drafted, accepted = _tokens(found, b"Drafted"), _tokens(found, b"Accepted")
         mean = _number(found, b"Mean acceptance length")
         if drafted is None or accepted is None:
-            if mean is None or b"Drafted" in found or b"Accepted" in found:
+            if mean is None or self.lines or not found.keys().isdisjoint((b"Drafted", b"Accepted", SPEED)):
                 raise Malformed("it lacks 'Accepted: N tokens' or 'Drafted: N tokens'")
             self.means += 1
             self.mean_sum += length(mean, "the mean")
             return
         if accepted > drafted:
             raise Malformed(f"{accepted} tokens accepted of {drafted} drafted")
-        rates = _rates(found.get(b"Per-position acceptance rate", []))
+        rates = _rates(found.get(RATES, []))
         speeds = _number(found, b"Accepted throughput"), _number(found, b"Drafted throughput")
         rate = found.get(b"Avg Draft acceptance rate") or found.get(b"Draft acceptance rate") or [b""]
         percent = printed_number(rate[0], "the rate") if b"%" in rate[0] else None
@@ -89,11 +82,16 @@ class LogLines:
             return
         if rates and mean is not None:
             mean = self._checked_mean(mean, rates)
+            if next(reversed(found)) == RATES and 1 + sum(rates) < mean - _rounding(rates):
+                rates = []  # cut after one of them
         if percent is not None:
             shown = ("the printed rate in %", percent), ("accepted/drafted in %", 100 * accepted / drafted)
             self.identities.compare(RATE, *shown, 0.05)
         gamma = int(depth) if depth else len(rates)
         rounds = rounds_behind(accepted, drafted, gamma or None, mean, rates)
+        if rounds and rates:
+            most = max(gamma, len(rates)) * rounds.most
+            self.identities.compare(MOST_DRAFTED, ("drafted", max(drafted, most)), ("draft length x rounds", most))
         self._count(rounds, drafted, accepted, rates, gamma)
         source = SOURCE.search(prefix)
         self.series.add(
@@ -104,8 +102,8 @@ class LogLines:
 
     def _checked_mean(self, mean: float, rates: list[float]) -> float:
         """The mean with the bonus token in it, compared with the rates of the same line."""
-        total, tolerance = sum(rates), 0.005 + 0.0005 * len(rates)
-        if abs(mean - total) <= tolerance + 1e-9:
+        total, tolerance = sum(rates), _rounding(rates)
+        if abs(mean - total) <= tolerance:
             self.without_bonus += 1
             mean += 1
         self.identities.compare(SUM_OF_RATES, ("the printed mean", mean), ("1 + the sum", 1 + total), tolerance)
@@ -119,9 +117,12 @@ class LogLines:
         if found is None:
             self.unknown += 1
             return
-        rounds, exact = found
-        self.estimated += not exact
+        rounds = found.number
+        self.estimated += not found.exact
         self.rounds += rounds
+        self.fewest += found.fewest
+        self.most += found.most
+        self.accepted_in_rounds += accepted
         self.short += drafted < gamma * rounds
         if rates:
             self.with_rates += 1
@@ -137,14 +138,15 @@ class LogLines:
         counted = self.unknown == 0 and self.lines > self.idle
         rounds = self.rounds if counted else None
         rated = self.rated_rounds > 0
-        every = counted and self.with_rates == self.lines - self.idle
+        every = self.with_rates == self.lines - self.idle - self.unknown
         return Evidence(
             "vLLM log lines",
             "positions" if rated else "totals",
             rounds=rounds,
             drafted=self.drafted,
             accepted=self.accepted,
-            marginal=tuple(min(1.0, passed / self.rated_rounds) for passed in self.by_position) if rated else None,
+            mean=1 + self.accepted_in_rounds / self.rounds if self.rounds else None,
+            marginal=mean_rates(self.by_position, self.rated_rounds) if rated else None,
             marginal_tolerance=0.0005 * len(self.by_position) + 0.005 * (self.estimated > 0) if every else None,
             gamma=next(iter(self.gammas)) if len(self.gammas) == 1 else None,
             series=self.series.frame(),
@@ -161,9 +163,8 @@ class LogLines:
         if active == 0:
             warnings.append(f"all {self.lines:,} lines are of idle times: nothing was drafted")
         if self.unknown:
-            warnings.append(
-                f"{self.unknown:,} of {active:,} lines do not tell their rounds, so the mean over all is not known"
-            )
+            mean = "the mean is of the others" if self.rounds else "the mean is not known"
+            warnings.append(f"{self.unknown:,} of {active:,} lines do not tell their rounds: {mean}")
         if self.without_bonus:
             warnings.append(
                 f"the mean of {self.without_bonus:,} lines leaves out the bonus token (it equals the sum of the "
@@ -175,8 +176,9 @@ class LogLines:
         notes = ["rounds are not printed; they follow from drafted tokens, draft length, mean and rates of each line"]
         if self.estimated:
             notes.append(
-                f"in {self.estimated:,} of {self.lines - self.idle:,} lines the printed digits allow several numbers "
-                "of rounds; one was taken"
+                f"the printed digits of {self.estimated:,} of {self.lines - self.idle:,} lines allow several numbers "
+                f"of rounds: in all from {self.fewest:,} to {self.most:,}, a mean from "
+                f"{1 + self.accepted_in_rounds / self.most:.4f} to {1 + self.accepted_in_rounds / self.fewest:.4f}"
             )
         if self.short:
             notes.append(
@@ -277,6 +279,11 @@ def _rates(values: list[bytes]) -> list[float]:
             return []
         rates.append(rate if 0 <= rate <= 1 else share(rate, "a per-position rate"))
     return rates
+
+
+def _rounding(rates: list[float]) -> float:
+    """How far rounding may take a printed mean from 1 + the sum of printed rates."""
+    return 0.005 + 0.0005 * len(rates) + 1e-9
 
 
 def _decimals(value: bytes) -> int:

@@ -98,6 +98,8 @@ class LogLines:
             )
         if gamma is None:
             warnings.append("the number of speculative tokens changes, so rounds and mean are not known")
+        elif drafted == 0:
+            warnings.append("nothing was drafted")
         elif not whole_rounds:
             warnings.append(f"drafted {drafted:,} is no multiple of {gamma} tokens: the mean is approximate")
         notes = ["rounds are drafted tokens / speculative tokens per round"] * whole_rounds

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,31 @@ def test_a_cut_archive_gives_what_lies_before_the_cut(tmp_path: Path) -> None:
     assert 40 * 1200 < log.rounds < 40 * 1800
     assert log.mean_acceptance_length == 2.25
     assert "server.log.gz is cut or damaged" in log.warnings[0]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_pipes_and_standard_input_are_read(pack: Callable[[bytes], bytes]) -> None:
+    standard_input = os.dup(0)
+    try:
+        for name in ("/dev/fd/{}", "-"):
+            out, into = os.pipe()
+            os.write(into, pack((line(40, [30, 20]) + "\n").encode()))
+            os.close(into)
+            os.dup2(out, 0)
+            assert read_log(name.format(out)).rounds == 40
+            os.close(out)
+    finally:
+        os.dup2(standard_input, 0)
+        os.close(standard_input)
+
+
+def test_a_file_that_adds_nothing_is_named(tmp_path: Path) -> None:
+    good, other = tmp_path / "server.log", tmp_path / "other.log"
+    good.write_text(line(40, [30, 20]))
+    other.write_text("Accept length: 2.66\n")
+    for files in ([good, other], [other, good]):
+        log = read_log(files, "vllm")
+        assert (log.rounds, log.warnings) == (40, (f"{other} holds nothing of vllm",))
 
 
 def test_zstd_is_refused_with_advice(tmp_path: Path) -> None:

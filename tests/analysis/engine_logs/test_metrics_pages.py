@@ -65,6 +65,44 @@ def test_engines_are_added_up_each_by_its_own_counters(tmp_path: Path) -> None:
     assert "counters of 2 engines" in " ".join(log.notes)
 
 
+def test_an_engine_that_starts_between_the_pages_counts_from_zero_and_one_that_ends_is_left_out(tmp_path: Path) -> None:
+    before, other = page(100, [50]), page(1000, [900], engine="1")
+    log = read_log(write(tmp_path, before=before, after=page(200, [150]) + other))
+    assert (log.rounds, log.accepted) == (100 + 1000, 100 + 900)
+    assert log.warnings == (
+        "the counters of 1 engines are not on the first metrics page: all that they count was taken",
+    )
+    log = read_log(write(tmp_path, before=before + other, after=page(200, [150])))
+    assert (log.rounds, log.accepted) == (100, 100)
+    assert log.warnings == ("the counters of 1 engines are not on the last metrics page and were left out",)
+
+
+def test_a_counter_that_a_cut_page_lacks_is_missing_and_not_zero(tmp_path: Path) -> None:
+    whole = {"before": page(100, [50, 20]), "after": page(300, [150, 80])}
+    for cut in whole:
+        text = whole[cut]
+        pages = whole | {cut: text[: text.index("vllm:spec_decode_num_accepted_tokens_total")]}
+        log = read_log(write(tmp_path, **pages))
+        assert (log.rounds, log.drafted, log.accepted, log.mean_acceptance_length) == (200, 400, None, None)
+        assert log.marginal_acceptance is None
+        assert log.warnings == (
+            "3 counters are not on both the first and the last metrics page: their growth is not known",
+        )
+
+
+def test_a_page_that_holds_no_counters_is_named(tmp_path: Path) -> None:
+    log = read_log(write(tmp_path, before='vllm:num_requests_running{engine="0"} 3.0\n', after=page(300, [150])))
+    assert log.rounds == 300
+    assert any("before.prom holds nothing of vllm" in warning for warning in log.warnings)
+    assert any("one metrics page" in warning for warning in log.warnings)
+
+
+def test_more_accepted_than_drafted_is_named(tmp_path: Path) -> None:
+    counter = 'num_draft_tokens_total{engine="0",model_name="m"} '
+    (path,) = write(tmp_path, one=page(100, [50]).replace(f"{counter}100", f"{counter}40"))
+    assert any("accepted <= drafted does not hold: accepted is 50" in warning for warning in read_log(path).warnings)
+
+
 def test_positions_that_do_not_add_up_are_named(tmp_path: Path) -> None:
     text = page(100, [50, 20]).replace("accepted_tokens_total", "accepted_tokens_total", 1)
     wrong = text.replace(

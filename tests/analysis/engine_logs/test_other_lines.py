@@ -66,6 +66,19 @@ def test_sglang_builds_that_count_rounds_give_them(tmp_path: Path) -> None:
     assert (log.rounds, log.emitted, log.mean_acceptance_length) == (8, 14, 1.75)
 
 
+def test_a_mean_without_the_bonus_token_is_named(tmp_path: Path) -> None:
+    (warning,) = imported(tmp_path, "Accept length: 0.66").warnings
+    assert warning.startswith("mean acceptance length >= 1, the bonus token included does not hold: the mean is 0.66")
+
+
+def test_sglang_lines_of_idle_times_hold_no_mean(tmp_path: Path) -> None:
+    idle = decode(0.0, 0.0, 0)
+    assert imported(tmp_path, decode(2.0, 0.25, 1), idle).mean_acceptance_length == 2.0
+    log = imported(tmp_path, idle, idle.replace("0.00, accept rate: 0.00", "nan, accept rate: nan"))
+    assert (log.mean_acceptance_length, log.rounds, log.skipped_lines) == (None, None, 0)
+    assert log.warnings == ("all 2 lines are of idle times: nothing was drafted",)
+
+
 def test_sglang_without_speculation_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="without 'accept len': speculation was off"):
         imported(tmp_path, decode(2.0, None, 1).replace("accept len: 2.00, ", ""))
@@ -90,11 +103,10 @@ def test_llama_rounds_follow_from_rounded_rates(tmp_path: Path) -> None:
     assert log.requests["request_id"].tolist() == ["task 3", "task 4"]
 
 
-@pytest.mark.parametrize("find", ["/   388 generated)", "0.515)"])
-def test_llama_lines_cut_short_are_skipped(tmp_path: Path, find: str) -> None:
+@pytest.mark.parametrize("cut", ["/   3", "generated), mean acc", "length =  3", "length =  3.6", "0.701, 0.6", "0.5"])
+def test_llama_lines_cut_short_are_skipped(tmp_path: Path, cut: str) -> None:
     line = print_timing(3, 97, [78, 68, 61, 50], 388)
-    assert find in line
-    log = imported(tmp_path, line, line[: line.index(find) + 3])
+    log = imported(tmp_path, line, line[: line.rindex(cut) + len(cut)])
     assert (log.rounds, log.skipped_lines) == (97, 1)
 
 
@@ -119,6 +131,36 @@ def test_llama_statistics_count_from_the_start_and_by_source(tmp_path: Path) -> 
     restarted = imported(tmp_path, statistics("draft-mtp", 100, 300, 150), statistics("draft-mtp", 50, 150, 60))
     assert (restarted.rounds, restarted.accepted) == (150, 210)
     assert "fall 1 times" in restarted.warnings[0]
+
+
+def test_llama_rounds_that_are_counted_are_preferred_to_those_that_follow_from_rounded_digits(tmp_path: Path) -> None:
+    short = print_timing(3, 97, [0, 0, 0], 200)  # 67 to 200 rounds
+    alone = imported(tmp_path, short)
+    assert alone.rounds == 134
+    assert any("from 67 to 200" in note for note in alone.notes)
+    rates = "#mean acc len = 1.00, #acc rate/pos = (0.000, 0.000, 0.000), dur"
+    log = imported(tmp_path, short, statistics("draft-mtp", 97, 200, 0).replace("dur", rates))
+    assert (log.rounds, log.mean_acceptance_length, log.format) == (97, 1.0, "llama.cpp statistics")
+    assert log.requests is not None
+    slots = imported(
+        tmp_path, print_timing(3, 50, [40], 50), *(statistics("d", count, count, 40) for count in (90, 50))
+    )
+    assert (slots.rounds, slots.format) == (50, "llama.cpp server lines")  # the counts may be of two slots
+
+
+def test_llama_statistics_cut_before_their_rates_are_skipped(tmp_path: Path) -> None:
+    rates = "#mean acc len = 1.80, #acc rate/pos = (0.800), dur"
+    whole = [statistics("d", count, count, 8 * count // 10).replace("dur", rates) for count in (50, 100)]
+    for cut in ("#acc tokens =    8", "#mean acc len = 1.8"):
+        log = imported(tmp_path, whole[0], whole[1][: whole[1].index(cut) + len(cut)])
+        assert (log.rounds, log.accepted, log.marginal_acceptance, log.skipped_lines) == (50, 40, (0.8,), 1)
+
+
+def test_draft_seconds_of_another_format_are_taken_by_round(tmp_path: Path) -> None:
+    log = imported(tmp_path, print_timing(3, 50, [40], 50), statistics("draft-mtp", 200, 200, 160))
+    assert (log.format, log.rounds) == ("llama.cpp server lines", 50)  # the only one with rates
+    assert log.draft_seconds == pytest.approx(0.05)
+    assert "draft seconds are those of a round in llama.cpp statistics" in log.notes
 
 
 def test_llama_statistics_of_an_older_version_have_one_number_of_calls(tmp_path: Path) -> None:
@@ -161,6 +203,24 @@ def test_times_between_chunks_over_times_per_token_agree_with_the_length(
     assert any("ITL" in warning for warning in log.warnings) == warned
 
 
+@pytest.mark.parametrize(
+    "prefix", ["bench-1  | ", "2026-09-16T05:26:57.12Z stdout F ", "host bench[7]: ", "run.log:12:"]
+)
+def test_reports_are_read_behind_prefixes(tmp_path: Path, prefix: str) -> None:
+    text = REPORT.format(itl="57.98", tpot="35.39", rate="21.33", length="1.64")
+    text += "Per-position acceptance (%):\n  Position 0:      30.00\n  Position 1:   20.00\n  Position 2:    14.00\n"
+    log = imported(tmp_path, *(prefix + row for row in text.splitlines()), f"{prefix}Total Draft tokens:    9")
+    assert (log.rounds, log.drafted, log.accepted, log.warnings) == (1000, 3000, 640, ())
+    assert log.marginal_acceptance == (0.3, 0.2, 0.14)
+
+
+def test_a_list_of_positions_that_is_cut_is_named_once(tmp_path: Path) -> None:
+    text = REPORT.format(itl="57.98", tpot="35.39", rate="21.33", length="1.64") + "  Position 0:     30.00\n"
+    log = imported(tmp_path, text)
+    assert (log.marginal_acceptance, log.gamma) == ((0.3,), 3)
+    assert log.warnings == ("1 of 1 runs list fewer positions than were drafted: the others are missing",)
+
+
 def test_runs_in_one_file_are_added_up_and_disagreement_is_named(tmp_path: Path) -> None:
     good = REPORT.format(itl="57.98", tpot="35.39", rate="21.33", length="1.64")
     log = imported(
@@ -189,8 +249,36 @@ def test_a_saved_benchmark_gives_its_requests(tmp_path: Path) -> None:
     assert log.requests["mean_acceptance_length"].tolist() == [3.0, 3.0]
     assert log.requests["seconds_per_round"].tolist() == pytest.approx([0.04, 0.035])
     assert log.mean_acceptance_length_per_request == 3.0
-    log = imported(tmp_path, json.dumps(saved(mean_itl_ms=None)))  # then it follows from the times themselves
-    assert next(check for check in log.checks if "ITL" in check.name).compared == 1
+    assert imported(tmp_path, json.dumps(saved(mean_itl_ms=0.0375))).warnings != ()
+
+
+def test_saved_numbers_rounded_to_two_decimals_agree(tmp_path: Path) -> None:
+    rounded = {
+        "spec_decode_acceptance_rate": 73.47, "spec_decode_acceptance_length": 3.2, "spec_decode_num_drafts": 6393,
+        "spec_decode_draft_tokens": 19179, "spec_decode_accepted_tokens": 14090, "mean_itl_ms": 40.5,
+        "mean_tpot_ms": 12.65, "spec_decode_per_position_acceptance_rates": [0.8342, 0.732, 0.6378],
+    }  # fmt: skip
+    log = imported(tmp_path, json.dumps(rounded))
+    assert (log.rounds, log.warnings, [check.failed for check in log.checks]) == (6393, (), [0] * len(log.checks))
+    assert len(imported(tmp_path, json.dumps(rounded | {"spec_decode_acceptance_length": 3.21})).warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "names"),
+    [
+        ({}, ()),
+        ({"output_lens": [400, 300]}, ("mean ITL / mean TPOT = mean acceptance length (to 5%)",)),
+        ({"mean_itl_ms": 80.0}, ("the mean ITL = that of the requests' itls (to 5%)", "mean ITL / mean TPOT")),
+    ],
+)
+def test_lengths_are_compared_with_the_times_of_the_requests(
+    tmp_path: Path, changed: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    bare = saved(mean_itl_ms=None, mean_tpot_ms=None) | changed  # the means follow from itls and output_lens
+    log = imported(tmp_path, json.dumps(bare))
+    assert next(check for check in log.checks if check.name.startswith("mean ITL / mean TPOT")).compared == 1
+    assert len(log.warnings) == len(names)
+    assert all(warning.startswith(name) for warning, name in zip(log.warnings, names, strict=True))
 
 
 def test_lines_of_another_engine_are_named(tmp_path: Path) -> None:

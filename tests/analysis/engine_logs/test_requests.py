@@ -96,6 +96,21 @@ def test_detailed_metrics_give_rows_of_rounds_and_acceptance_given_that_a_token_
     assert any("fewer than gamma 2" in note for note in log.notes)
 
 
+def test_requests_of_other_draft_lengths_do_not_lower_acceptance_given_that_a_token_was_drafted(tmp_path: Path) -> None:
+    short = {"num_spec_tokens": 1, "num_draft_tokens": 10, "draft_acceptance_rate": 1.0}
+    log = imported(tmp_path, vllm([30, 6, 7]), vllm([0, 10], **short))
+    assert (log.rounds, log.drafted, log.accepted) == (53, 96, 30)
+    assert log.marginal_acceptance == pytest.approx((23 / 53, 7 / 53))
+    assert log.conditional_acceptance == pytest.approx((23 / 53, 7 / 13))  # 13 rounds drafted and reached position 1
+    assert any("the draft length changes" in note for note in log.notes)
+
+
+def test_rounded_means_and_rates_agree_within_their_digits(tmp_path: Path) -> None:
+    rounded = {"mean_acceptance_length": 1.47, "draft_acceptance_rate": 0.233}  # of 1.46512 and 0.232558
+    assert imported(tmp_path, vllm([30, 6, 7], **rounded)).warnings == ()
+    assert len(imported(tmp_path, vllm([30, 6, 7], mean_acceptance_length=1.471)).warnings) == 1
+
+
 def test_a_histogram_may_be_an_object_and_an_idle_request_has_no_mean(tmp_path: Path) -> None:
     log = imported(tmp_path, vllm([30, 6, 7], acceptance_histogram={"2": 7, "0": 30, "1": 6}), vllm([0, 0, 0]))
     assert (log.rounds, log.histogram, log.warnings) == (43, (30, 6, 7), ())
@@ -158,7 +173,7 @@ def test_tensorrt_llm_choices_without_speculation_are_left_out(tmp_path: Path) -
 
 
 def test_spec_bench_without_the_bonus_token_and_its_disagreements(tmp_path: Path) -> None:
-    def answer(lengths: list[int], new_tokens: int, steps: int) -> dict[str, Any]:
+    def answer(lengths: list[Any], new_tokens: int, steps: int) -> dict[str, Any]:
         choice = {
             "index": 0,
             "decoding_steps": [steps],
@@ -173,6 +188,10 @@ def test_spec_bench_without_the_bonus_token_and_its_disagreements(tmp_path: Path
     assert (with_bonus.emitted, with_bonus.mean_acceptance_length, with_bonus.warnings) == (120, 2.0, ())
     without = imported(tmp_path, answer([length - 1 for length in lengths], 120, 60))
     assert (without.emitted, without.mean_acceptance_length, without.accepted) == (120, 2.0, 60)
+    turns = [lengths[:30], lengths[30:]]  # a list for each turn
+    assert imported(tmp_path, answer(turns, 120, 60)).mean_acceptance_length == 2.0
+    wild = imported(tmp_path, answer(lengths, 1000, 60))
+    assert (wild.mean_acceptance_length, len(wild.warnings)) == (2.0, 1)
     odd = imported(tmp_path, answer(lengths, 140, 75))
     assert "new tokens" in odd.warnings[0]
     assert "decoding steps" in odd.warnings[1]
@@ -205,6 +224,18 @@ def test_a_profile_cut_short_is_found_by_its_mean(tmp_path: Path) -> None:
     }
     (warning,) = imported(tmp_path, profile).warnings
     assert warning.startswith("mean acceptance length = 1 + sum of marginal acceptance does not hold")
+
+
+def test_a_rounded_profile_agrees_and_a_histogram_that_holds_no_counts_is_left_out(tmp_path: Path) -> None:
+    profile = {
+        "measured": True, "conditional_accept_rates": [0.827, 0.714], "marginal_accept_rates": [0.827, 0.591],
+        "mean_accept_length": 2.42, "acceptance_length_histogram": {"1": 173, "2": 236, "3": 591},
+    }  # fmt: skip
+    log = imported(tmp_path, profile)
+    assert (log.rounds, log.marginal_acceptance, log.warnings) == (1000, (0.827, 0.591), ())
+    log = imported(tmp_path, profile | {"acceptance_length_histogram": {"1": 0.173, "2": 0.827}})
+    assert (log.rounds, log.marginal_acceptance, log.level) == (None, (0.827, 0.591), "positions")
+    assert "histogram was left out" in log.warnings[0]
 
 
 def test_a_draft_length_that_nobody_drafts_is_left_out(tmp_path: Path) -> None:

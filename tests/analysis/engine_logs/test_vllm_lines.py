@@ -95,6 +95,42 @@ def test_a_line_cut_inside_a_number_is_skipped_and_shown(tmp_path: Path, cut: st
     assert "1 lines could not be read" in log.warnings[-1]
 
 
+@pytest.mark.parametrize("cut", ["length: 2.25", "throughput: 8", "Accepted:", "Drafted: 80 tok"])
+def test_a_line_cut_before_its_counts_is_skipped_and_counted(tmp_path: Path, cut: str) -> None:
+    good = line(40, [30, 20])
+    log = imported(tmp_path, good, good[: good.index(cut) + len(cut)])
+    assert (log.rounds, log.skipped_lines) == (40, 1)
+
+
+def test_rates_cut_between_two_of_them_are_named_and_left_out(tmp_path: Path) -> None:
+    good = line(40, [30, 20])
+    cut = good[: good.index("0.750,") + 6]
+    log = imported(tmp_path, good, cut)
+    assert (log.rounds, log.accepted, log.marginal_acceptance, log.gamma) == (80, 100, (0.75, 0.5), 2)
+    assert [warning.partition(" does not hold")[0] for warning in log.warnings] == [
+        "mean acceptance length = 1 + sum of per-position rates"
+    ]
+
+
+def test_short_drafts_of_which_none_was_accepted_do_not_hide_the_mean(tmp_path: Path) -> None:
+    log = imported(tmp_path, line(40, [30, 20, 10]), line(5, [0, 0, 0], drafted=7))
+    assert (log.drafted, log.accepted, log.warnings) == (127, 60, ())
+    assert (log.rounds, log.mean_acceptance_length) == (45, 1 + 60 / 45)  # 7 tokens: 3 to 7 rounds, 5 in the middle
+    assert any("rounds: in all from 43 to 47, a mean from 2.2766 to 2.3953" in note for note in log.notes)
+
+
+def test_lines_that_do_not_tell_their_rounds_leave_the_mean_of_the_others(tmp_path: Path) -> None:
+    first = "INFO 05-01 10:00:00 [metrics.py:61] SpecDecoding metrics: Draft acceptance rate: 50.0%, "
+    log = imported(tmp_path, line(40, [30, 20]), f"{first}Accepted: 9 tokens, Drafted: 18 tokens")
+    assert (log.rounds, log.drafted, log.accepted, log.mean_acceptance_length) == (None, 98, 59, 2.25)
+    assert log.warnings == ("1 of 2 lines do not tell their rounds: the mean is of the others",)
+
+
+def test_more_tokens_than_the_rounds_can_draft_are_named(tmp_path: Path) -> None:
+    log = imported(tmp_path, line(40, [40, 40], drafted=90))
+    assert any("drafted <= draft length x rounds does not hold: drafted is 90" in one for one in log.warnings)
+
+
 def test_a_line_without_rates_leaves_those_of_the_others(tmp_path: Path) -> None:
     bare = line(60, [30, 20]).replace("Per-position acceptance rate: 0.500, 0.333, ", "")
     assert "Per-position" not in bare
@@ -145,5 +181,8 @@ def test_v0_counts_grow_from_the_start_of_the_process(tmp_path: Path) -> None:
     assert (log.rounds, log.drafted, log.emitted, log.mean_acceptance_length) == (35, 140, 90, 90 / 35)
     assert log.series is not None
     assert log.series["emitted"].tolist() == [25, 50, 15]
+    idle = imported(tmp_path, v0(10, 20, 25).replace("0.500", "nan").replace("40", "0").replace("25", "0"))
+    assert (idle.rounds, idle.drafted, idle.mean_acceptance_length) == (None, 0, None)
+    assert "nothing was drafted" in idle.warnings
     cut = imported(tmp_path, v0(10, 20, 25), v0(30, 60, 75)[:-2])
     assert (cut.rounds, cut.skipped_lines) == (10, 1)
