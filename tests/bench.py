@@ -15,13 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from sim.records import write_atomically, write_json
-from tests import bench_losslessness, bench_peers_serving, bench_real, bench_serving, bench_sim
+from tests import bench_answers, bench_losslessness, bench_peers_serving, bench_real, bench_serving, bench_sim
 
 BENCHES: dict[str, Callable[[], dict[str, Any]]] = {
     "sim": bench_sim.bench,
     "serving": bench_serving.bench,
     "serving-against_vidur": bench_peers_serving.bench,
     "losslessness": bench_losslessness.bench,
+    "import": bench_answers.bench_import,
+    "diagnose": bench_answers.bench_diagnose,
+    "published": bench_answers.bench_published,
+    "plan": bench_answers.bench_plans,
     **bench_real.benches(),
 }
 

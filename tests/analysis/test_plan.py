@@ -593,7 +593,7 @@ class TestCommand:
             ((*PAIR, "--acceptance", "0.7", "--max-gamma", "2000"), "max_gamma must be at most 1024"),
             ((*PAIR, "--acceptance", "0.7", "--contexts", "nan"), "contexts must be finite"),
             ((*PAIR, "--acceptance", "0.7", "--contexts", "1e9"), "a request of context 1e+09 and a draft need"),
-            ((*PAIR[:-4], "--device", "T4", "--acceptance", "0.7"), "no device named 'T4'; did you mean tpu-v4 or l4? Known are v100, a100"),
+            ((*PAIR[:-4], "--device", "T4", "--acceptance", "0.7"), "no device named 'T4'; did you mean tpu-v4 or l4?"),
             (("--from", "nowhere"), "no round table at nowhere"),
         ],
     )

@@ -133,14 +133,19 @@ def write_bench_document(path: Path, rng: np.random.Generator, size: int) -> Pat
 
 
 MEASURE = """
-import resource, sys, time
+import re, sys, time
 from pathlib import Path
 from analysis.engine_logs import read_log
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def peak_mib():
+    "Of this program alone; ru_maxrss would begin at that of the process that started it."
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+base = peak_mib()
 start, cpu = time.perf_counter(), time.process_time()
 log = read_log(sys.argv[1])
 seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = peak_mib()
 size = Path(sys.argv[1]).stat().st_size / 1e6
 print(f"{size / cpu:.0f} MB per CPU second, {size / seconds:.0f} MB/s; "
       f"peak {peak:.0f} MiB, of which imports {base:.0f}; {log.format}: rounds {log.rounds}, "
