@@ -6,11 +6,12 @@ call with `resume` goes on from there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +27,7 @@ from real.compiled import CompiledDecoder, uncompiled
 from real.devices import warms_up
 from real.loading import Target, load_draft
 from real.measure import Configuration, measure_prompts, time_forwards
-from real.prompt_sets import Prompt, choose
+from real.prompt_sets import EMBEDDED_PROMPTS, Prompt, choose
 from real.sampling import SamplingSettings
 from sim.forwards import read_forwards, write_forwards
 from sim.records import RunMetadata, read_metadata, read_rounds, write_json, write_metadata, write_rounds
@@ -97,15 +98,33 @@ class Plan:
 DEFAULT_DRAFTS = ("prompt-lookup@5:2,3", "early-exit:24@2:1")
 """What the lab measures on the embedded target."""
 
+SWEEP = "forwards"
+
 Progress = Callable[[str, int, int, str], None]
 """Called as progress(stage, done, total, detail)."""
 
 
-def run(target: Target, prompts: list[Prompt], plan: Plan, folder: Path, resume: bool, progress: Progress) -> None:
-    """Time forwards, run the calibration prompts, then the evaluation prompts, into a run folder.
+def run(
+    target: Target,
+    prompts: list[Prompt],
+    plan: Plan,
+    folder: Path,
+    resume: bool,
+    progress: Progress,
+    *,
+    command: str | None = None,
+    prompts_file: Path | None = None,
+) -> None:
+    """Time forwards and run the calibration and evaluation prompts, in turns, into a run folder.
 
-    Writes `forwards.parquet`, `rounds.parquet` (after every prompt) and `run.json`. On a GPU, or where forwards are
-    compiled, one sweep and one prompt come first, unrecorded.
+    All three are spread over the whole run: a machine that others use changes its speed, and differently for a draft
+    and its target, so what was calibrated in another quarter of an hour predicts another machine. Writes
+    `forwards.parquet` (after every sweep), `rounds.parquet` (after every prompt) and `run.json`. On a GPU, or where
+    forwards are compiled, one sweep and one prompt come first, unrecorded.
+
+    Args:
+        command: what asks for the run, and
+        prompts_file: where its prompts are from; both are recorded, and change nothing else.
 
     Raises:
         ValueError: the folder already holds a run and `resume` is not set, or holds a run made with other settings.
@@ -116,7 +135,8 @@ def run(target: Target, prompts: list[Prompt], plan: Plan, folder: Path, resume:
         for phase, count in (("calibration", plan.calibration_prompts), ("evaluation", plan.evaluation_prompts))
     }
     used = {phase: [prompt.id for prompt in chosen] for phase, chosen in phases.items()}
-    _open_folder(folder, describe(target, names, asdict(plan) | {"prompts": used}, plan.seed), resume)
+    settings = asdict(plan) | {"prompts": used}
+    _open_folder(folder, describe(target, names, settings, plan.seed, command, prompts_file), resume)
     drafts = {draft.name: load_draft(draft.name, target, plan.settings) for draft in plan.drafts}
     sweep = partial(
         time_forwards, target, list(drafts.values()), new_tokens=plan.new_tokens, contexts=plan.contexts, seed=plan.seed
@@ -137,29 +157,35 @@ def run(target: Target, prompts: list[Prompt], plan: Plan, folder: Path, resume:
             settings=plan.settings,
             seed=plan.seed,
         )
-    if not (folder / FORWARDS).exists():
-        sweeps = []
-        for timed in sweep(repeats=plan.repeats):
-            sweeps.append(timed)
-            progress("time forwards", len(sweeps), plan.repeats, f"sweep {len(sweeps)}")
-        write_forwards(pd.concat(sweeps, ignore_index=True), folder / FORWARDS)
     measured = read_rounds(folder / ROUNDS) if (folder / ROUNDS).exists() else pd.DataFrame()
-    for phase, chosen in phases.items():
-        for index, prompt in enumerate(chosen):
-            done = not measured.empty and ((measured.phase == phase) & (measured.request_id == prompt.id)).any()
-            if not done:
+    timed = read_forwards(folder / FORWARDS) if (folder / FORWARDS).exists() else pd.DataFrame()
+    swept = 0 if timed.empty else int(timed["repeat"].max()) + 1
+    sweeps = sweep(repeats=plan.repeats, first=swept)
+    turns = in_turns({SWEEP: range(plan.repeats), **phases})
+    for done, (kind, item) in enumerate(turns, start=1):
+        if isinstance(item, Prompt):
+            if measured.empty or not ((measured.phase == kind) & (measured.request_id == item.id)).any():
                 rounds = measure_prompts(
                     target,
-                    [prompt],
-                    [Configuration(None, 0), *configurations[phase]],
+                    [item],
+                    [Configuration(None, 0), *configurations[kind]],
                     max_new_tokens=plan.max_new_tokens,
                     settings=plan.settings,
                     seed=plan.seed,
-                    phase=phase,
+                    phase=kind,
                 )
                 measured = pd.concat([measured, rounds], ignore_index=True)
                 write_rounds(measured, folder / ROUNDS)
-            progress(phase, index + 1, len(chosen), prompt.id)
+        elif item >= swept:
+            timed = pd.concat([timed, next(sweeps)], ignore_index=True)
+            write_forwards(timed, folder / FORWARDS)
+        progress("measure", done, len(turns), f"{kind} {item.id if isinstance(item, Prompt) else item + 1}")
+
+
+def in_turns(kinds: Mapping[str, Sequence[Any]]) -> list[tuple[str, Any]]:
+    """The items of several kinds, each kind in its order and spread evenly over the whole."""
+    places = [((i + 0.5) / len(items), kind, item) for kind, items in kinds.items() for i, item in enumerate(items)]
+    return [(kind, item) for _, kind, item in sorted(places, key=lambda place: place[0])]
 
 
 def measure(
@@ -173,6 +199,8 @@ def measure(
     seed: int,
     progress: Progress,
     batch: int = 1,
+    command: str | None = None,
+    prompts_file: Path | None = None,
 ) -> pd.DataFrame:
     """Measure one configuration beside the baseline; write `rounds.parquet`, `architecture.json` and `run.json`.
 
@@ -180,6 +208,7 @@ def measure(
 
     Args:
         batch: prompts decoded together; the baseline decodes as many.
+        command, prompts_file: recorded, as in `run`.
 
     Returns:
         The round table.
@@ -190,8 +219,8 @@ def measure(
     if batch < 1:
         raise ValueError(f"batch must be >= 1, got {batch}")
     plan = {"gamma": configuration.longest, "max_new_tokens": max_new_tokens, "settings": asdict(settings)}
-    plan |= {"batch": batch, "prompts": [p.id for p in prompts]}
-    _open_folder(folder, describe(target, (configuration.name,), plan, seed), resume=False)
+    plan |= {"batch": batch, "rule": configuration.rule_name, "prompts": [p.id for p in prompts]}
+    _open_folder(folder, describe(target, (configuration.name,), plan, seed, command, prompts_file), resume=False)
     both = [Configuration(None, 0), configuration]
     decode = partial(
         measure_prompts, target, configurations=both, max_new_tokens=max_new_tokens, settings=settings, seed=seed
@@ -210,7 +239,14 @@ def measure(
     return pd.concat(tables, ignore_index=True)
 
 
-def describe(target: Target, drafts: tuple[str, ...], settings: dict[str, Any], seed: int) -> RunMetadata:
+def describe(
+    target: Target,
+    drafts: tuple[str, ...],
+    settings: dict[str, Any],
+    seed: int,
+    command: str | None,
+    prompts_file: Path | None,
+) -> RunMetadata:
     """Everything needed to make a run again."""
     if isinstance(target.decoder, CompiledDecoder):
         settings = settings | {"compiled": True}
@@ -227,7 +263,16 @@ def describe(target: Target, drafts: tuple[str, ...], settings: dict[str, Any], 
         git_commit=_git_commit(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=json.loads(json.dumps(settings)),
+        command=command,
+        **({} if prompts_file is None else _origin(prompts_file)),
     )
+
+
+def _origin(prompts: Path) -> dict[str, Any]:
+    """Name and hash of a file of prompts; of a pipe, which can be read but once, the name."""
+    name = "embedded" if prompts == EMBEDDED_PROMPTS else str(prompts)
+    digest = {"prompts_sha256": hashlib.sha256(prompts.read_bytes()).hexdigest()} if prompts.is_file() else {}
+    return {"prompts_file": name, **digest}
 
 
 def device_name(device: torch.device) -> str:
@@ -243,11 +288,13 @@ def device_name(device: torch.device) -> str:
 
 
 def _open_folder(folder: Path, metadata: RunMetadata, resume: bool) -> None:
-    if not (folder / METADATA).exists():
+    if not (folder / METADATA).exists() or not any((folder / name).exists() for name in (ROUNDS, FORWARDS)):
         write_metadata(metadata, folder / METADATA)
         return
     if not resume:
-        raise ValueError(f"{folder} already holds a run; continue it with --resume, or name another folder with --out")
+        raise ValueError(
+            f"{folder} already holds a run; name another folder with --out, or continue a run of `lab` with --resume"
+        )
     before = read_metadata(folder / METADATA)
     for name in ("target", "device", "dtype", "threads", "settings"):
         old, new = getattr(before, name), getattr(metadata, name)

@@ -42,12 +42,14 @@ class Configuration:
         gamma: a draft length, a controller, or a tree.
         rule: of verification; the loop's default if None.
         policy: names the controller or tree in results; empty for a fixed draft length.
+        rule_name: names the rule in the run's metadata; None for the default.
     """
 
     draft: Draft | None
     gamma: DraftLength
     rule: Rule | None = None
     policy: str = ""
+    rule_name: str | None = None
 
     @property
     def name(self) -> str:
@@ -148,10 +150,11 @@ def time_forwards(
     repeats: int,
     seed: int,
     batch: int = 1,
+    first: int = 0,
 ) -> Iterator[pd.DataFrame]:
     """Time the target's forward over new tokens and context, and one-token steps of every draft that runs a model.
 
-    Each repeat visits all shapes once, in random order.
+    Each repeat visits all shapes once, in random order; those before `first` are left out.
 
     Yields:
         One forward table per repeat.
@@ -170,7 +173,7 @@ def time_forwards(
         for draft in models:
             known = Batch(list(token_ids[:, :context]), 1, longest, frozenset(), [0] * batch, decoder.device)
             shapes.append((draft.name, 1, context, partial(_time_draft_step, draft.fork(), known, cache)))
-    for repeat in range(repeats):
+    for repeat in range(first, repeats):
         order = np.random.default_rng([seed, repeat]).permutation(len(shapes))
         rows = [(*shapes[index][:3], shapes[index][3]()) for index in order]
         names, counts, lengths, times = zip(*rows, strict=True)

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from real import experiment
 from real.draft_models import make_draft
-from real.experiment import DraftPlan, Plan, run
+from real.experiment import DraftPlan, Plan, in_turns, run
 from real.loading import Target
 from real.measure import Configuration, measure_prompts, time_forwards
 from real.prompt_sets import Prompt
@@ -78,7 +78,7 @@ def test_calibration_and_evaluation_share_no_prompt(target: Target, tmp_path: Pa
 
 def test_an_interrupted_run_resumes_with_nothing_lost_and_nothing_run_twice(target: Target, tmp_path: Path) -> None:
     def interrupt(stage: str, done: int, total: int, detail: str) -> None:
-        if stage == "evaluation" and done == 1:
+        if detail.startswith("evaluation") and done >= 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -90,14 +90,45 @@ def test_an_interrupted_run_resumes_with_nothing_lost_and_nothing_run_twice(targ
     run(target, PROMPTS, PLAN, tmp_path / "whole", resume=False, progress=silent)
     whole = read_rounds(tmp_path / "whole" / "rounds.parquet")
     pd.testing.assert_frame_equal(resumed.drop(columns=TIMES), whole.drop(columns=TIMES))
+    shapes = ["role", "new_tokens", "context", "repeat"]
+    found, once = (read_forwards(tmp_path / name / "forwards.parquet")[shapes] for name in ("cut", "whole"))
+    pd.testing.assert_frame_equal(found, once)
+
+
+def test_calibration_evaluation_and_forwards_take_turns(target: Target, tmp_path: Path) -> None:
+    told = []
+    plan = replace(PLAN, repeats=4)
+    run(target, PROMPTS, plan, tmp_path, resume=False, progress=lambda *words: told.append(words[3].split()[0]))
+    assert len(told) == 12
+    for third in (told[:3], told[3:6], told[6:9], told[9:]):
+        assert sorted(third) == ["calibration", "evaluation", "forwards"]
+
+
+def test_kinds_of_unlike_size_are_spread_over_the_whole() -> None:
+    order = in_turns({"few": "ab", "many": range(8), "none": []})
+    assert [item for kind, item in order if kind == "many"] == list(range(8))
+    assert [place for place, (kind, _) in enumerate(order) if kind == "few"] == [2, 7]
 
 
 def test_a_folder_with_a_run_is_not_overwritten(target: Target, tmp_path: Path) -> None:
     run(target, PROMPTS, PLAN, tmp_path, resume=False, progress=silent)
-    with pytest.raises(ValueError, match="already holds a run; continue it with --resume"):
+    with pytest.raises(ValueError, match="already holds a run; name another folder with --out, or .* with --resume"):
         run(target, PROMPTS, PLAN, tmp_path, resume=False, progress=silent)
     with pytest.raises(ValueError, match="holds a run with settings"):
         run(target, PROMPTS, replace(PLAN, seed=4), tmp_path, resume=True, progress=silent)
+
+
+def test_a_run_stopped_before_its_first_number_can_be_started_again(target: Target, tmp_path: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    draft = Configuration(make_draft("synthetic:0.7", target.decoder, PLAN.settings), 3)
+    limits = {"max_new_tokens": 9, "settings": PLAN.settings, "seed": 0}
+    with pytest.raises(KeyboardInterrupt):
+        experiment.measure(target, PROMPTS[:1], draft, tmp_path, progress=interrupt, **limits)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json"}
+    experiment.measure(target, PROMPTS[:1], draft, tmp_path, progress=silent, **limits)
+    assert len(read_rounds(tmp_path / "rounds.parquet"))
 
 
 def test_a_measurement_is_written_as_it_goes(target: Target, tmp_path: Path) -> None:
