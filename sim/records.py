@@ -200,6 +200,12 @@ class RunMetadata:
     git_commit: str | None = None
     created: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    command: str | None = None
+    """as it was typed; None for a run that no command made, or made before commands were recorded"""
+    prompts_file: str | None = None
+    """'embedded', or the path as it was given"""
+    prompts_sha256: str | None = None
+    """of the file's bytes"""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -262,9 +268,16 @@ def write_json(value: Any, path: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[str], Any]) -> None:
-    """Call `write` on a temporary name beside `path`, then move it into place, so that no reader sees a half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    """Call `write` on a temporary name beside `path`, then move it into place, so that no reader sees a half file.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}; name another place") from error
     os.close(handle)
     try:
         write(part)

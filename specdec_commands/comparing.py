@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specdec_commands.console import Progress, interval_cells, json_records, print_json, print_table
+from specdec_commands.console import Progress, command_line, interval_cells, json_records, print_json, print_table
 from specdec_commands.loading import load_if_it_fits, longest_prompt_tokens, sampling_settings
 from specdec_commands.options import (
     DEFAULT_TARGET,
@@ -61,10 +59,12 @@ def lab(
     Writes rounds.parquet, forwards.parquet, run.json, comparison.csv, report.md and the figure (PNG, PDF, CSV). Ctrl-C
     keeps what is measured; `--resume` goes on from there.
 
-    Example: `specdec lab --out runs/lab --draft prompt-lookup@5:2,3 --draft early-exit:24@2:1`
+    Examples:
+
+    - `specdec lab --out runs/lab --draft prompt-lookup@5:2,3 --draft early-exit:24@2:1`
     """
     from real import experiment
-    from real.prompt_sets import read_prompts
+    from real.prompt_sets import EMBEDDED_PROMPTS, read_prompts
     from real.tensor_parallel import world
 
     if world()[1] > 1:
@@ -90,9 +90,13 @@ def lab(
             caches=2 + sum(len(one.evaluation_gammas) for one in plan.drafts),
         )  # fmt: skip
         try:
-            experiment.run(loaded, prompt_set, plan, out, resume, progress)
+            experiment.run(
+                loaded, prompt_set, plan, out, resume, progress,
+                command=command_line(), prompts_file=prompts or EMBEDDED_PROMPTS,
+            )  # fmt: skip
         except KeyboardInterrupt:
-            again = shlex.join(["specdec", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"])
+            again = command_line() or ""
+            again += "" if resume else " --resume"
             typer.echo(f"interrupted; {out} keeps what is measured so far. Resume with: {again}", err=True)
             raise typer.Exit(130) from None
     _compare(out, seed, as_json)
@@ -101,7 +105,9 @@ def lab(
 def fit(folder: RunFolder, seed: Seed = 0, as_json: Json = False) -> None:
     """Fit latency and acceptance to a run's calibration rounds, and say where a fit is poor.
 
-    Example: `specdec fit runs/lab`
+    Examples:
+
+    - `specdec fit docs/lab`
     """
     from analysis.fit.summary import fit_summary
     from analysis.report import acceptance_section, costs_section, latency_section
@@ -126,7 +132,9 @@ def predict(
 ) -> None:
     """Predict the speedup of any draft length and category from a run's calibration, with 95% predictive intervals.
 
-    Example: `specdec predict runs/lab --draft prompt-lookup --gamma 2 --gamma 5`
+    Examples:
+
+    - `specdec predict docs/lab --draft prompt-lookup --gamma 2 --gamma 5`
     """
     from analysis import predict as prediction
 
@@ -149,7 +157,9 @@ def predict(
 def compare(folder: RunFolder, seed: Seed = 0, as_json: Json = False) -> None:
     """Predict a run's held-out configurations again and compare with what was measured; rewrites report and figure.
 
-    Example: `specdec compare runs/lab`
+    Examples:
+
+    - `specdec compare docs/lab`
     """
     _compare(folder, seed, as_json)
 

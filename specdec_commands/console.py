@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_typed: ContextVar[tuple[str, ...] | None] = ContextVar("typed", default=None)
+
+
+class Commands(TyperGroup):
+    """The commands; they remember the words they are called with, so that what they write can name them."""
+
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
+        """What parsing begins with."""
+        _typed.set(tuple(args))
+        return super().make_context(info_name, args, *more, **extra)
+
+
+def command_line(processes: int = 1) -> str | None:
+    """The command as it was typed; None where its function was called from Python.
+
+    Args:
+        processes: that torchrun started.
+    """
+    words = _typed.get()
+    if words is None:
+        return None
+    program = ["specdec"] if processes == 1 else ["torchrun", f"--nproc-per-node={processes}", "-m", "specdec_lab"]
+    return shlex.join([*program, *words])
+
 
 def print_json(value: Any) -> None:
-    """Print one line of JSON; ValueError where a number is not finite, for JSON has none such."""
+    """Print one line of JSON, an object with the command that made it.
+
+    Raises:
+        ValueError: a number is not finite, for JSON has none such.
+    """
+    if isinstance(value, Mapping):
+        value = {**value, "command": command_line()}
     typer.echo(json.dumps(value, allow_nan=False, default=_plain))
 
 

@@ -33,7 +33,9 @@ def distill(
     into numbers of shards and steps by timing a few of each, and the plan is printed and kept: the same plan and seed
     give the same head. Ctrl-C keeps what is done; the same command goes on. `--draft DIR` uses the result.
 
-    Example: `specdec distill --target smollm2-135m-instruct --minutes 120 --out runs/head --seed 0`
+    Examples:
+
+    - `specdec distill --target smollm2-135m-instruct --minutes 120 --out runs/head --seed 0`
     """
     import pandas as pd
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specdec_commands.console import print_json, print_table
+from specdec_commands.console import command_line, print_json, print_table
 from specdec_commands.options import Json
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ def import_log(
         list[Path],
         typer.Argument(
             metavar="FILE...",
-            help="A log, packed or not; parts of a rotated log; two metrics pages, earlier one first; a benchmark's "
-            "result; or a round table or run folder of this program.",
+            help="A log, packed or not, or - for standard input; parts of a rotated log; two metrics pages, earlier "
+            "one first; a benchmark's result; or a round table or run folder of this program.",
         ),
     ],
     engine: Annotated[
@@ -44,8 +44,12 @@ def import_log(
     What a log does not hold stays missing. Numbers that disagree, lines that cannot be read and counts that are easily
     misread are named in the warnings.
 
-    Examples: `specdec import server.log`, `specdec import before.prom after.prom --json`,
-    `specdec import vllm.log.1 vllm.log --engine vllm --out runs/vllm`
+    Examples:
+
+    - `specdec import docs/lab`
+    - `specdec import server.log --json`
+    - `specdec import before.prom after.prom`
+    - `specdec import vllm.log.1 vllm.log --engine vllm --out runs/vllm`
     """
     from analysis.engine_logs import read_log
 
@@ -109,4 +113,4 @@ def _write(log: ImportedLog, folder: Path) -> None:
             write_profile(profile_of(of_log(log)), folder / "speculation_profile.json")
         except ValueError as error:  # the log's rates are those of no draft; its other numbers are written all the same
             typer.echo(f"no speculation profile: {error}", err=True)
-    write_json(log.summary(), folder / "import.json")
+    write_json(log.summary() | {"command": command_line()}, folder / "import.json")

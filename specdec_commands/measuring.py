@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specdec_commands.console import Progress, estimate_cells, print_json, print_table
+from specdec_commands.console import Progress, command_line, estimate_cells, print_json, print_table
 from specdec_commands.loading import load_if_it_fits, longest_prompt_tokens, sampling_settings
 from specdec_commands.options import (
     DEFAULT_TARGET,
@@ -77,16 +77,18 @@ def measure(
     `loop_efficiency` is the measured speedup over the one computed from the forwards' own medians. Beside the rounds,
     `architecture.json` records how a forward's cost grows with its tokens (and the experts they touch), and KV bytes.
 
-    Examples: `specdec measure --draft prompt-lookup --gamma 6 --limit 2 --out runs/lookup`,
-    `specdec measure --draft distilled --tree 3,2,1 --temperature 1 --out runs/tree`,
-    `specdec measure --draft int8 --gamma 4 --batch 4 --out runs/batch`
+    Examples:
+
+    - `specdec measure --draft prompt-lookup --gamma 6 --limit 2 --out runs/lookup`
+    - `specdec measure --draft distilled --tree 3,2,1 --temperature 1 --out runs/tree`
+    - `specdec measure --draft int8 --gamma 4 --batch 4 --out runs/batch`
     """
     from analysis.measurement import summarise_measurement
     from real import experiment
     from real.candidate_verification import rule_named
     from real.loading import load_draft
     from real.measure import Configuration
-    from real.prompt_sets import first_of_each, read_prompts
+    from real.prompt_sets import EMBEDDED_PROMPTS, first_of_each, read_prompts
     from real.tensor_parallel import world
 
     settings = sampling_settings(temperature, top_k, top_p, min_p)
@@ -106,8 +108,9 @@ def measure(
         length = _draft_length(loaded, source, gamma, tree, acceptance, controller, batch, seed)
         policy = "" if isinstance(length, int) else f"tree:{length}" if tree is not None else controller
         rounds = experiment.measure(
-            loaded, chosen, Configuration(source, length, verification, policy), out,
+            loaded, chosen, Configuration(source, length, verification, policy, rule), out,
             max_new_tokens=max_new_tokens, settings=settings, seed=seed, progress=progress, batch=batch,
+            command=command_line(world()[1]), prompts_file=prompts or EMBEDDED_PROMPTS,
         )  # fmt: skip
     if rank > 0:
         return

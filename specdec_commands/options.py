@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON, for machines.")]
 Seed = Annotated[int, typer.Option(help="Seed; the same seed gives the same result.")]
 TargetName = Annotated[str, typer.Option("--target", help="Embedded model, local folder or hub id of the target.")]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specdec_commands.console import Progress, print_json, print_table
+from specdec_commands.console import Progress, command_line, print_json, print_table
 from specdec_commands.loading import load_if_it_fits
 from specdec_commands.options import DEFAULT_TARGET, Device, Draft, Dtype, Json, Prompts, Seed, TargetName, Threads
 
@@ -38,7 +38,10 @@ def check_sampler(
     q alike with gamma rows. It drafts from q itself; row i is round i of one stream, emitted tokens first, -1 after the
     last. A correct sampler is called lossy with probability 1e-9 at most.
 
-    Example: `specdec check-sampler my_engine.sampling:verify --gamma 4 --vocab 8`
+    Examples; the second tries a faulty one of this lab's own:
+
+    - `specdec check-sampler my_engine.sampling:verify --gamma 4 --vocab 8`
+    - `specdec check-sampler analysis.losslessness.stateful_mutants:bonus_missing --gamma 2 --vocab 4`
     """
     from analysis import losslessness
 
@@ -69,7 +72,7 @@ def check_sampler(
         from paper_figs.mass_moved import draw
         from sim.records import write_json
 
-        write_json(result.to_dict(), out / "check.json")
+        write_json(result.to_dict() | {"command": command_line()}, out / "check.json")
         draw(result, out, sampler)
     if as_json:
         print_json(result.to_dict())
@@ -94,7 +97,9 @@ def greedy_diff(
 
     Exit code 0 where there is no bug, else 1.
 
-    Example: `specdec greedy-diff --draft prompt-lookup --gamma 6`
+    Examples:
+
+    - `specdec greedy-diff --draft prompt-lookup --gamma 6`
     """
     from analysis.losslessness import classify_divergence
     from real.greedy_diff import GREEDY, greedy_pair

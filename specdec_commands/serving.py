@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specdec_commands.console import Progress, estimate_cells, print_json, print_table
+from specdec_commands.console import Progress, command_line, estimate_cells, print_json, print_table
 from specdec_commands.options import Json, Seed
 
 if TYPE_CHECKING:
@@ -38,7 +38,11 @@ def serve_sim(
     Prints TTFT (arrival to first token), TPOT (a request's mean time per token after it), ITL (time between two
     emissions: a whole round under speculation), throughput, goodput, queue and memory, each with a 95% interval.
 
-    Example: `specdec serve-sim sim/scenarios/policies_under_load.yaml --baseline`
+    Examples:
+
+    - `specdec serve-sim sim/scenarios/policies_under_load.yaml --baseline`
+    - `specdec serve-sim sim/scenarios/dsi.yaml --replications 3`
+    - `specdec serve-sim my.yaml --set arrivals.rate=20 --set policy.gamma=2 --out runs/serving`
     """
     from sim.serving.study import run_study
 
@@ -52,6 +56,7 @@ def serve_sim(
             relative_half_width=relative_half_width,
             progress=progress,
             out=out,
+            command=command_line(),
         )
     if as_json:
         print_json(study.to_json())
@@ -96,7 +101,11 @@ def replay(
     Entry i of accept_lengths is the number of tokens that a round starting at output position i emits if its draft is
     long enough; a shorter draft emits min(entry, gamma + 1). Every request runs once, as a batch of copies of itself.
 
-    Example: `specdec replay trace.jsonl --gamma 3 --batch 16 --target-latency t.json --draft-latency d.json`
+    Example, with two files of one line each:
+
+    - `echo '{"prompt_len": 64, "accept_lengths": [4, 3, 2, 1, 5, 4, 3, 2, 1, 1]}' > trace.jsonl`
+    - `echo '{"kind": "affine", "fixed_seconds": 0.02, "seconds_per_token": 0.0001}' > target.json`
+    - `specdec replay trace.jsonl --gamma 3 --batch 16 --target-latency target.json`
     """
     from sim.replay import read_positional_trace, replay_summary
     from sim.replay import replay as run
@@ -135,7 +144,9 @@ def latency(
 ) -> None:
     """Price a forward by a roofline: seconds by group of operators, and how a verification compares with one token.
 
-    Example: `specdec latency --architecture llama-3.1-8b --device h100 --batch 8 --context 4096 --new-tokens 1,4,8`
+    Examples:
+
+    - `specdec latency --architecture llama-3.1-8b --device h100 --batch 8 --context 4096 --new-tokens 1,4,8`
     """
     from sim.latency import latency_from_json
 

@@ -26,7 +26,9 @@ def simulate(
 
     Times are in units of one target forward with one new token.
 
-    Example: `specdec simulate --alpha 0.8 --gamma 5 --cost-ratio 0.05 --verify-ratio 1.2`
+    Examples:
+
+    - `specdec simulate --alpha 0.8 --gamma 5 --cost-ratio 0.05 --verify-ratio 1.2`
     """
     from sim import engine as engines
     from sim.records import write_rounds
@@ -53,7 +55,12 @@ def simulate(
 def theory(as_json: Json = False) -> None:
     """Print the source algorithm's speedup table beside its formula and the exact expected tokens per round.
 
-    The formula 1/(1 - alpha + alpha/gamma) is an approximation; exact is Leviathan et al. 2023, eq. 1.
+    The formula 1/(1 - alpha + alpha/gamma) is an approximation; exact is Leviathan et al. 2023, eq. 1, which is the
+    speedup where drafting is free.
+
+    Examples:
+
+    - `specdec theory`
     """
     from sim.theory import source_table
 

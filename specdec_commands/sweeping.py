@@ -26,7 +26,9 @@ def sweep(
     Interrupted, it goes on where it stopped: finished points are not run again. A point that fails is a row with its
     error, and does not stop the rest; the exit code is then 1.
 
-    Example: `specdec sweep sim/scenarios/sweep.yaml --out runs/sweep.parquet`
+    Examples:
+
+    - `specdec sweep sim/scenarios/sweep.yaml --out runs/sweep.parquet`
     """
     from sim.sweep import run_sweep
     from sim.sweep.reading import read_design

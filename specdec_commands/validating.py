@@ -27,7 +27,9 @@ def validate_published(
     than its inputs tell as those of the other committed sources had to be. Rows that leave out an input say so in the
     file of `--out`.
 
-    Example: `specdec validate-published --out predictions.csv`
+    Examples:
+
+    - `specdec validate-published --out predictions.csv`
     """
     from analysis.published import predict_published, score_published
     from analysis.published.rows import read_published

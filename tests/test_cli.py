@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from specdec_lab import main
+from sim.records import read_metadata, read_rounds
+from specdec_lab import app, main
 
 COMMANDS = [
     *("simulate", "serve-sim", "replay", "latency", "sweep", "plan"),
@@ -63,9 +67,19 @@ def test_the_same_seed_prints_the_same_numbers(
     assert outputs[0] == outputs[1]
 
 
-def test_simulate_writes_a_round_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from sim.records import read_rounds
+def test_json_names_the_command_as_it_was_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*SIMULATE, "--out", "two words.jsonl", "--json"]
+    monkeypatch.setattr("sim.records.write_rounds", lambda table, path: None)
+    typed = "specdec simulate --alpha 0.8 --gamma 5 --cost-ratio 0.05 --rounds 20000 --out 'two words.jsonl' --json"
+    assert call(monkeypatch, *words) == 0
+    assert json.loads(capsys.readouterr().out)["command"] == typed
+    monkeypatch.setattr(sys, "argv", ["another program", "--with", "options"])
+    assert json.loads(CliRunner().invoke(app, words).stdout)["command"] == typed
 
+
+def test_simulate_writes_a_round_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert call(monkeypatch, *SIMULATE, "--out", str(tmp_path / "rounds.parquet")) == 0
     assert len(read_rounds(tmp_path / "rounds.parquet")) == 20000
 
@@ -83,6 +97,12 @@ def test_theory_prints_the_source_table_beside_formula_and_exact_values(
     [
         (("simulate", "--alpha", "1.8", "--gamma", "5", "--cost-ratio", "0.1"), "alpha must be in [0, 1], got 1.8"),
         (("simulate", "--alpha", "0.8"), "Missing option '--gamma'"),
+        (("simulate", "--alpha", "much"), "Invalid value for '--alpha'"),
+        (("simulate", "--alpha"), "Option '--alpha' requires an argument"),
+        (("simulate", "--alfa", "0.8"), "No such option: --alfa"),
+        (("simulation",), "No such command 'simulation'"),
+        (("theory", "more"), "unexpected extra argument"),
+        ((*SIMULATE, "--out", "/dev/null/x.parquet"), "cannot write /dev/null/x.parquet: Not a directory"),
         ((*SIMULATE, "--engine", "fast"), "engine must be 'auto', 'numpy' or 'simpy', got 'fast'"),
         (("fit", "nowhere"), "no round table at nowhere"),
         (("compare", "nowhere"), "nowhere/run.json is not readable run metadata"),
@@ -101,9 +121,9 @@ def test_bad_use_is_one_line_and_exit_code_two(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, *words) == 2
-    error = capsys.readouterr().err
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("specdec: ")
     assert says in error
-    assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -203,13 +223,19 @@ def test_measure_prints_what_scripts_rely_on(
     prompts: Path,
 ) -> None:
     words = ("measure", "--target", str(model_folder), "--draft", str(model_folder), "--gamma", "2", "--json")
-    limits = ("--temperature", "0.8", "--prompts", str(prompts), "--max-new-tokens", "9", "--out", str(tmp_path / "m"))
+    limits = ("--rule", "block_verification", "--temperature", "0.8", "--prompts", str(prompts))
+    limits += ("--max-new-tokens", "9", "--out", str(tmp_path / "m"))
     assert call(monkeypatch, *words, *limits) == 0
     result = json.loads(capsys.readouterr().out)
     for name in ("speedup", "block_efficiency", "alpha", "alpha_ci", "tokens_per_second", "baseline_tokens_per_second"):
         assert result[name]
     assert result["loop_efficiency"] > 0
     assert result["alpha"] == 1  # the draft is the target
+    made = read_metadata(tmp_path / "m" / "run.json")
+    assert made.command == result["command"] == shlex.join(["specdec", *words, *limits])
+    assert made.prompts_file == str(prompts)
+    assert made.prompts_sha256 == hashlib.sha256(prompts.read_bytes()).hexdigest()
+    assert made.settings["rule"] == "block_verification"
     assert call(monkeypatch, *words, *limits) == 2
     assert "already holds a run" in capsys.readouterr().err
 
@@ -281,9 +307,45 @@ def test_an_error_is_one_line_and_debug_shows_where(
     wrong = ("simulate", "--alpha", "1.8", "--gamma", "2", "--cost-ratio", "0.1")
     assert call(monkeypatch, *wrong) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    monkeypatch.setattr(sys, "argv", ["specdec", "--debug", *wrong])
-    with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\], got 1.8"):
-        main()
+    for words in (("--debug", *wrong), (*wrong, "--debug")):
+        monkeypatch.setattr(sys, "argv", ["specdec", *words])
+        with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\], got 1.8"):
+            main()
+
+
+def test_a_bare_call_prints_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch) == 2
+    out, err = capsys.readouterr()
+    assert "Usage: specdec" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize("words", [("simulate", "--out", "half.parquet"), ("report", "docs/lab", "--out", "half.html")])
+def test_ctrl_c_is_code_130_and_leaves_no_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    words = (*SIMULATE, *words[1:]) if words[0] == "simulate" else words
+    shutil.copytree(Path(__file__).parents[1] / "docs" / "lab", tmp_path / "docs" / "lab")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sim.records.os.replace", interrupt)  # when all of it is written, but not yet in its place
+    assert call(monkeypatch, *words) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["docs"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_completes_commands_and_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shell: str
+) -> None:
+    for typed, completed in (("val", "validate-published"), ("plan --accept", "--acceptance-ci")):
+        monkeypatch.setenv("_SPECDEC_COMPLETE", f"complete_{shell}")
+        monkeypatch.setenv("COMP_WORDS", f"specdec {typed}")
+        monkeypatch.setenv("COMP_CWORD", str(typed.count(" ") + 1))
+        monkeypatch.setenv("_TYPER_COMPLETE_ARGS", f"specdec {typed}")
+        assert call(monkeypatch) == 0
+        assert completed in capsys.readouterr().out
 
 
 def test_a_fault_that_no_check_foresaw_is_one_line_too(

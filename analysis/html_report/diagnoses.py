@@ -6,7 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.html_report.document import Page, Part, Prose, Section, Table, facts, number, shown, with_interval
+from analysis.html_report.document import (
+    Page,
+    Part,
+    Prose,
+    Section,
+    Table,
+    again,
+    facts,
+    number,
+    shown,
+    with_interval,
+)
 from analysis.html_report.plots import Row, Value, plot_rows
 
 PARTS = {
@@ -35,8 +46,8 @@ def diagnosis_page(found: Mapping[str, Any], name: str) -> Page:
                     "rounds": found["rounds"],
                     "requests": found["requests"],
                 },
-                "The file holds neither the command nor the run's metadata; the page of the run folder has them.",
             ),
+            *again(found),
         ),
     )
 
@@ -67,7 +78,7 @@ def _causes(found: Mapping[str, Any]) -> list[Part]:
     ]
     if not rows:
         return [Prose(("No cause is named: what was measured does not tell.",))]
-    head = ("cause", "share of the loss, %", "ms per token", "what to do")
+    head = ("cause", "share of the loss, %", "milliseconds per token", "what to do")
     table = Table("Causes, largest first, with 95% intervals", head, tuple(rows))
     waterfall = plot_rows(
         "From the ideal speedup to the measured one",
@@ -122,7 +133,8 @@ def _evidence(cause: Mapping[str, Any]) -> Table:
         bounds = evidence.get(f"{name}_ci")
         cell = with_interval(value, bounds) if bounds and isinstance(value, int | float) else shown(value)
         rows.append((_words(name), cell))
-    return Table(f"Numbers behind {_words(cause['name'])}", ("number", "value"), tuple(rows))
+    head = ("number", "value [95% interval]" if any(name.endswith("_ci") for name in evidence) else "value")
+    return Table(f"Numbers behind {_words(cause['name'])}", head, tuple(rows))
 
 
 def _words(name: str) -> str:

@@ -136,7 +136,7 @@ class Page:
     """A whole report."""
 
     kind: str
-    """what was reported: 'run', 'server', 'import', 'plan', 'diagnosis', 'comparison' or 'regression check'"""
+    """what was reported: 'run', 'import', 'plan', 'diagnosis', 'comparison', 'sweep', ..."""
     title: str
     lead: tuple[str, ...]
     """what it says, in a few sentences"""
@@ -145,6 +145,15 @@ class Page:
     """how what is reported was made"""
     seed: int | None = None
     """of the bootstraps that were run for the page; None where none was"""
+
+
+AGAIN = "The command that makes it again"
+
+
+def again(found: Mapping[str, Any]) -> list[Part]:
+    """The command that a document names as its maker, where it names one."""
+    command = found.get("command")
+    return [Listing(AGAIN, str(command))] if command else []
 
 
 def from_report(caption: str, table: ReportTable) -> Table:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.engine_logs import read_log
 from analysis.fit.acceptance import wilson
-from analysis.html_report.document import Listing, Page, Part, Plot, Prose, Section, Table, facts, number
+from analysis.html_report.document import Listing, Page, Part, Plot, Prose, Section, Table, again, facts, number
 from analysis.html_report.plots import Row, Series, Value, plot_rows, plot_xy
 
 MOST_POINTS = 120
@@ -92,7 +92,7 @@ def import_page(summary: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], 
         title=f"{summary['engine']}: {name}",
         lead=(f"{lead}; {agree}.",),
         sections=tuple(sections),
-        made=(made, *([Prose(tuple(summary["notes"]), listed=True)] if summary["notes"] else [])),
+        made=(made, *([Prose(tuple(summary["notes"]), listed=True)] if summary["notes"] else []), *again(summary)),
     )
 
 
@@ -131,7 +131,7 @@ def acceptance_plot(summary: Mapping[str, Any], tested: Sequence[float] | None =
         Series("all up to it", tuple((Value(i + 1), _rate(rate, rounds)) for i, rate in enumerate(marginal))),
         Series("given the one before", tuple((Value(i + 1), _rate(rate, tested[i])) for i, rate in before)),
     ]
-    note = "Intervals are Wilson's, as if rounds were independent." if rounds else ""
+    note = "Whiskers are Wilson's 95% intervals, as if rounds were independent." if rounds else ""
     title = f"Acceptance by position: {of}" if of else "Acceptance by position"
     return plot_xy(title, ("position in the draft", "chance"), lines, note=note, from_zero=True)
 

@@ -12,6 +12,7 @@ from analysis.html_report.document import (
     Prose,
     Section,
     Table,
+    again,
     ends,
     facts,
     interval,
@@ -33,6 +34,7 @@ SIZES = {
     "draft_kv": "the draft's KV cache",
     "usable": "usable",
 }
+ENGINES = {"vllm": "vLLM", "sglang": "SGLang", "tensorrt_llm": "TensorRT-LLM", "llama_cpp": "llama.cpp"}
 GIB = 2.0**30
 
 
@@ -46,7 +48,7 @@ def plan_page(plan: Mapping[str, Any], name: str) -> Page:
         *_load(plan.get("load")),
         *_memory(rows),
         Section("For engines", tuple(_flags(plan["emit"]))),
-        Section("What to know", (Prose((plan["interval"], *plan["remarks"]), listed=True),)),
+        Section("What to know", (Prose((f"Intervals: {plan['interval']}", *plan["remarks"]), listed=True),)),
     ]
     made = facts(
         "What was planned",
@@ -54,11 +56,12 @@ def plan_page(plan: Mapping[str, Any], name: str) -> Page:
             "file": name,
             "draft": plan["draft"],
             "batches": ", ".join(dict.fromkeys(str(row["batch"]) for row in rows)),
-            "contexts [tokens]": ", ".join(dict.fromkeys(number(row["context"]) for row in rows)),
+            "contexts, tokens": ", ".join(dict.fromkeys(number(row["context"]) for row in rows)),
         },
-        "The file does not hold the command that made it.",
     )
-    return Page("plan", f"Plan for {plan['draft'] or 'a draft'}", tuple(_lead(rows)), tuple(sections), (made,))
+    pair = " with ".join(filter(None, (plan.get("target"), plan["draft"] or "a draft")))
+    title = f"Plan: {pair}" + (f" on {plan['device']}" if plan.get("device") else "")
+    return Page("plan", title, tuple(_lead(rows)), tuple(sections), (made, *again(plan)))
 
 
 def _lead(rows: list[Mapping[str, Any]]) -> list[str]:
@@ -76,8 +79,8 @@ def _lead(rows: list[Mapping[str, Any]]) -> list[str]:
 
 def _choices(rows: list[Mapping[str, Any]]) -> Table:
     money = any("price" in row for row in rows)
-    head = ["context", "batch", "gamma", "speedup", "tokens per round", "TPOT, ms", "TPOT without, ms"]
-    head += ["per million tokens", "without"] if money else []
+    head = ["context, tokens", "batch", "γ", "speedup [95% interval]", "tokens per round", "TPOT, ms"]
+    head += ["TPOT without, ms", *(("price of a million tokens", "price without") if money else ())]
     body = []
     for row in rows:
         cells = [
@@ -112,7 +115,7 @@ def _trees(rows: list[Mapping[str, Any]]) -> list[Table]:
         for row in rows
         if row["tree"]
     ]
-    head = ("context", "batch", "tree", "speedup", "tokens per round")
+    head = ("context, tokens", "batch", "tree", "speedup", "tokens per round")
     return [Table("The best tree", head, tuple(body))] if body else []
 
 
@@ -127,10 +130,11 @@ def _by_length(rows: list[Mapping[str, Any]]) -> list[Part]:
         ]
         for start in range(0, len(series), SERIES):
             plot = plot_xy(
-                f"Speedup at context {number(context)}",
+                f"Speedup at a context of {number(context)} tokens",
                 ("draft length γ", "speedup (×)"),
                 series[start : start + SERIES],
                 reference=1.0,
+                note="Whiskers are 95% intervals.",
             )
             parts += [] if plot is None else [plot]
     return parts
@@ -147,13 +151,13 @@ def _crossover(plan: Mapping[str, Any]) -> list[Part]:
         batch, *span = (
             beyond if one is None else f"{one:,}" for one in (limit["crossover_batch"], *limit["crossover_batch_ci"])
         )
-        rows.append((number(limit["context"]), batch, " to ".join(span)))
-    head = ("context", "stops paying from batch", "95% interval")
+        rows.append((number(limit["context"]), batch, " to ".join(dict.fromkeys(span))))
+    head = ("context, tokens", "stops paying from batch", "95% interval")
     parts: list[Part] = [Table("The batch from which decoding without a draft is faster", head, tuple(rows))]
     if plan["schedule"]:
         steps = tuple((f"{low:,} to {high:,}", str(gamma)) for low, high, gamma in plan["schedule"])
         context = number(plan["contexts"][0]["context"])
-        parts.append(Table(f"Draft length by batch, at context {context}", ("batches", "gamma"), steps))
+        parts.append(Table(f"Draft length by batch, at a context of {context} tokens", ("batches", "γ"), steps))
     return parts
 
 
@@ -179,13 +183,17 @@ def _memory(rows: list[Mapping[str, Any]]) -> list[Section]:
             sizes = [number(need[f"{name}_bytes"] / GIB) for name in SIZES]
             most = [f"{need[name]:,}" for name in ("most_batch", "baseline_most_batch")]
             body.append((number(row["context"]), str(row["batch"]), *sizes, "yes" if need["fits"] else "no", *most))
-    head = ("context", "batch", *SIZES.values(), "fits", "most requests", "most without a draft")
+    head = ("context, tokens", "batch", *SIZES.values(), "fits", "most requests", "most without a draft")
     return [Section("Memory", (Table("GiB of all devices together", head, tuple(body)),))] if body else []
 
 
 def _flags(emit: Mapping[str, Any]) -> list[Part]:
-    parts: list[Part] = [
-        Listing(engine.replace("_", " "), text) for engine, text in emit.items() if engine != "notes" and text
-    ]
-    notes = tuple(f"{engine.replace('_', ' ')}: {text}" for engine, text in emit["notes"].items())
+    parts: list[Part] = [Listing(_engine(name), text) for name, text in emit.items() if name != "notes" and text]
+    notes = tuple(f"{_engine(name)}: {text}" for name, text in emit["notes"].items())
     return [*parts, Prose(notes, listed=True)] if notes else parts
+
+
+def _engine(name: str) -> str:
+    """An engine by the name that it calls itself."""
+    known = next((one for one in ENGINES if name.startswith(one)), "")
+    return ENGINES.get(known, "") + name.removeprefix(known).replace("_", " ")

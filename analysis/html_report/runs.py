@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +16,6 @@ from analysis.html_report.document import (
     Listing,
     Page,
     Part,
-    Prose,
     Section,
     Table,
     from_report,
@@ -26,14 +24,13 @@ from analysis.html_report.document import (
 )
 from analysis.html_report.imports import acceptance_plot
 from analysis.html_report.plots import Row, Value, plot_rows
+from analysis.html_report.provenance import made_of
 from analysis.measurement import summarise_measurement
-from analysis.report_tables import acceptance_table, costs_table, latency_table, machine_table
+from analysis.report_tables import acceptance_table, costs_table, latency_table
 from sim.forwards import read_forwards
-from sim.records import ROUND_SECONDS, RunMetadata, chain_depth, read_metadata, read_rounds, summarise
+from sim.records import ROUND_SECONDS, chain_depth, read_metadata, read_rounds, summarise
 
 ALL = "all"
-POLICIES = ("heuristic", "confidence", "entropy", "rejection", "bandit", "goodput", "off_above")
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
 def run_page(path: Path, seed: int = 0) -> Page:
@@ -53,17 +50,17 @@ def run_page(path: Path, seed: int = 0) -> Page:
     if folder and (folder / "comparison.csv").exists():
         comparison = read_comparison(folder / "comparison.csv")
         lead, sections = comparison_lead(comparison, seed), comparison_sections(comparison)
-    sections += _speedup(rounds, own, seed)
+    sections += _speedup(rounds, own, seed, by_category=not sections)
     sections += [Section("Rounds", (_kinds(rounds), *_acceptance(own)))]
     sections += _fits(folder, rounds, seed)
-    sections += _why(rounds, own, seed)
+    sections += _why(path, rounds, own, seed)
     name = path.name or str(path)
     return Page(
         kind="run",
         title=f"Run: {name}" if metadata is None or not metadata.target else f"{metadata.target}: {name}",
         lead=lead or (_lead(rounds, own, seed),),
         sections=tuple(sections),
-        made=tuple(_made(path, metadata)),
+        made=tuple(made_of(path, metadata)),
         seed=seed,
     )
 
@@ -87,12 +84,12 @@ def _has_speedup(rounds: pd.DataFrame, own: pd.DataFrame) -> bool:
     return {"draft", "category"} <= set(rounds) and 0 < len(own) < len(rounds)
 
 
-def _speedup(rounds: pd.DataFrame, own: pd.DataFrame, seed: int) -> list[Section]:
-    """Speedup over plain steps of the same prompts, by configuration and category."""
+def _speedup(rounds: pd.DataFrame, own: pd.DataFrame, seed: int, by_category: bool) -> list[Section]:
+    """Speedup over plain steps of the same prompts, by configuration, and by category where no comparison has that."""
     if not _has_speedup(rounds, own):
         return []
     together = measured(rounds.assign(category=ALL), seed)
-    parts = [together] if rounds["category"].nunique() == 1 else [together, measured(rounds, seed)]
+    parts = [together, measured(rounds, seed)] if by_category and rounds["category"].nunique() > 1 else [together]
     found = pd.concat(parts, ignore_index=True)
     phases = found["held_out"].nunique() > 1
     rows, body = [], []
@@ -111,7 +108,15 @@ def _speedup(rounds: pd.DataFrame, own: pd.DataFrame, seed: int) -> list[Section
                 f"{row['tokens']:,}",
             )
         )
-    head = ("configuration", "speedup", "tokens per round", "draft, ms", "verify, ms", "other, ms", "plain step, ms")
+    head = (
+        "configuration",
+        "speedup [95% interval]",
+        "tokens per round",
+        "draft, ms",
+        "verify, ms",
+        "other, ms",
+        "plain step, ms",
+    )
     note = "Milliseconds are of a round; a plain step emits one token. Prefill is excluded; prompts are resampled."
     table = Table("Speedup over decoding without a draft", (*head, "prompts", "tokens"), tuple(body), note)
     plot = plot_rows("Measured speedup", "speedup (×)", rows, reference=1.0)
@@ -158,62 +163,16 @@ def _fits(folder: Path | None, rounds: pd.DataFrame, seed: int) -> list[Section]
     return [Section("What calibration found", tables)]
 
 
-def _why(rounds: pd.DataFrame, own: pd.DataFrame, seed: int) -> list[Section]:
-    """The diagnosis of a single configuration; of several, the command that gives it for one."""
+def _why(path: Path, rounds: pd.DataFrame, own: pd.DataFrame, seed: int) -> list[Section]:
+    """The diagnosis of a single configuration; of several, the command that gives it for each."""
     keys = [name for name in ("draft", "gamma") if name in own]
     kinds = own[keys].drop_duplicates()
     if len(kinds) > 1:
-        words = "specdec diagnose explains one configuration, named with --draft and --gamma."
-        return [Section("Why not faster?", (Prose((words,)),))]
+        options = [
+            [word for key, one in row.items() for word in (f"--{key}", str(one))] for row in kinds.to_dict("records")
+        ]
+        text = "\n".join(shlex.join(["specdec", "diagnose", str(path), *words]) for words in options)
+        return [Section("Why not faster?", (Listing("The commands that tell, one for each configuration", text),))]
     if not len(kinds) or len(own) == len(rounds):
         return []
     return diagnosis_sections(diagnose(rounds, seed=seed).to_json())
-
-
-def _made(path: Path, metadata: RunMetadata | None) -> list[Part]:
-    """The run's metadata and the command that its settings amount to."""
-    if metadata is None:
-        return [Prose((f"{path.name} is a round table alone, without the metadata of its run.",))]
-    parts: list[Part] = [from_report("Machine and run", machine_table(metadata))]
-    command = command_of(metadata)
-    if command:
-        caption = "The command that its settings amount to; a file of prompts or another rule is not in them"
-        parts.append(Listing(caption, command))
-    return parts
-
-
-def command_of(metadata: RunMetadata) -> str:
-    """`specdec lab` or `measure` with the settings of a run; empty where they do not say."""
-    settings = metadata.settings
-    if metadata.source != "real" or not isinstance(settings.get("settings"), Mapping):
-        return ""
-    words = ["specdec"]
-    names: tuple[str, ...]
-    if isinstance(settings.get("drafts"), list):
-        words += ["lab", "--target", metadata.target]
-        for draft in settings["drafts"]:
-            lengths = ",".join(map(str, draft["evaluation_gammas"]))
-            words += ["--draft", f"{draft['name']}@{draft['calibration_gamma']}:{lengths}"]
-        names = ("calibration_prompts", "evaluation_prompts", "max_new_tokens")
-    elif len(metadata.drafts) == 1 and "gamma" in settings:
-        draft, policy = draft_and_policy(metadata.drafts[0])
-        words += ["measure", "--target", metadata.target, "--draft", draft, *policy]
-        names = ("batch", "max_new_tokens") if "--tree" in policy else ("gamma", "batch", "max_new_tokens")
-    else:
-        return ""
-    options = {name: settings.get(name) for name in names} | {name: settings["settings"].get(name) for name in SAMPLING}
-    options |= {"seed": metadata.seed, "threads": metadata.threads, "dtype": metadata.dtype}
-    for name, value in options.items():
-        if value is not None and value != "":
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join([*words, "--out", "FOLDER"])
-
-
-def draft_and_policy(name: str) -> tuple[str, list[str]]:
-    """A configuration's name taken apart: the draft, and the options that chose its tree or its draft lengths."""
-    draft, _, policy = name.rpartition("+")
-    if draft and policy.startswith("tree:"):
-        return draft, ["--tree", policy.removeprefix("tree:")]
-    if draft and policy.partition(":")[0] in POLICIES:
-        return draft, ["--controller", policy]
-    return name, []

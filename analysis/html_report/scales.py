@@ -16,6 +16,8 @@ class Scale:
     start: float
     end: float
     logarithmic: bool = False
+    whole: bool = False
+    """whether only whole numbers stand on it"""
 
     def __call__(self, value: float) -> float:
         """The coordinate of a value."""
@@ -36,20 +38,22 @@ class Scale:
             ]
             if len(found) > 1:
                 return found
-        return round_numbers(self.low, self.high)
+        found = round_numbers(self.low, self.high)
+        return [one for one in found if one == int(one)] if self.whole else found
 
 
 def fit_scale(
     numbers: Iterable[float], start: float, end: float, logarithmic: bool = False, pinned: float | None = None
 ) -> Scale:
-    """A scale that holds all numbers with a little room, except where an end is pinned."""
+    """A scale that holds all numbers with a little room, except where an end is pinned; whole if they all are."""
     found = list(numbers)
     low, high = min(found), max(found)
     if logarithmic:
         room = (high / low) ** 0.05 if high > low else 1.2
         return Scale(low / room, high * room, start, end, True)
     room = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
-    return Scale(low if low == pinned else low - room, high if high == pinned else high + room, start, end)
+    whole = all(one == int(one) for one in found)
+    return Scale(low if low == pinned else low - room, high if high == pinned else high + room, start, end, whole=whole)
 
 
 def round_numbers(low: float, high: float, most: int = 6) -> list[float]:

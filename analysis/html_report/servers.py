@@ -1,4 +1,4 @@
-"""The page of a simulated server: latencies, throughput, the server over time, and both with and without a draft."""
+"""The page of what `specdec serve-sim` simulated: of a server its latencies, throughput, and what it did over time."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import pandas as pd
 import yaml
 
 from analysis.html_report.document import (
+    AGAIN,
+    Bounds,
     Listing,
     Page,
     Part,
     Prose,
     Section,
     Table,
+    again,
     ends,
     facts,
     interval,
@@ -61,6 +64,7 @@ def server_folder_page(folder: Path) -> Page:
         found = as_json(values, intervals)
         found["over_time"] = {str(name): column.tolist() for name, column in over_time(requests, steps, end).items()}
         scenario, seed = described["scenario"], described["seed"]
+        found["command"] = described.get("command")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} is no readable run of a server: {error}; write one with --out") from error
     return _page(found, folder.name, seed, scenario)
@@ -69,6 +73,17 @@ def server_folder_page(folder: Path) -> Page:
 def server_page(found: Mapping[str, Any], name: str) -> Page:
     """The page of what `specdec serve-sim --json` prints."""
     return _page(found, name, found["seed"], None)
+
+
+def simulation_page(found: Mapping[str, Any], name: str) -> Page:
+    """The page of what `specdec serve-sim --json` prints of a scenario that is no server."""
+    speedup = found.get("speedup")
+    lead = "" if speedup is None else f"Speedup {with_interval(speedup, found.get('speedup_ci'))}; "
+    lead += f"{found['replications']} replications." if found["replications"] > 1 else "one run."
+    sections = [Section("What was found", (_numbers(found),)), *_remarks(found)]
+    made = facts("What was simulated", {"file": name, "seed": str(found["seed"])})
+    lead = f"{lead[:1].upper()}{lead[1:]}"
+    return Page("simulation", f"Simulation: {name}", (lead,), tuple(sections), (made, *again(found)))
 
 
 def measures(requests: pd.DataFrame) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
@@ -94,25 +109,33 @@ def _page(found: Mapping[str, Any], name: str, seed: int, scenario: Mapping[str,
         *_ratios(found),
         *_over_time(found.get("over_time")),
     ]
-    if found.get("remarks"):
-        sections.append(Section("Remarks", (Prose(tuple(found["remarks"]), listed=True),)))
-    made: list[Part] = [
-        facts("What was simulated", {"name": name, "seed": seed, "replications": found.get("replications")})
-    ]
+    sections += _remarks(found)
+    replications = found.get("replications")
+    made: list[Part] = [facts("What was simulated", {"name": name, "seed": str(seed), "replications": replications})]
     if scenario is not None:
-        again = f"specdec serve-sim scenario.yaml --seed {seed} --out FOLDER"
-        made += [
-            Listing("scenario.yaml", yaml.safe_dump(dict(scenario), sort_keys=False, allow_unicode=True).rstrip()),
-            Listing("The command that makes it again", again),
-        ]
+        made.append(
+            Listing("scenario.yaml", yaml.safe_dump(dict(scenario), sort_keys=False, allow_unicode=True).rstrip())
+        )
+    made += again(found) or ([] if scenario is None else [Listing(AGAIN, _command(seed))])
     tpot, rate = found["tpot_seconds"], found["tokens_per_second"]
     lead = f"{number(rate)} tokens a second, {number(_milliseconds(tpot['mean']))} ms per token (TPOT, mean)"
     lead += f", {number(_milliseconds(found['ttft_seconds']['mean']))} ms to the first token (TTFT, mean)."
     return Page("server", f"Server under load: {name}", (lead,), tuple(sections), tuple(made))
 
 
+def _command(seed: int) -> str:
+    """What runs a scenario again whose command was not recorded."""
+    return f"specdec serve-sim scenario.yaml --seed {seed} --out FOLDER"
+
+
+def _remarks(found: Mapping[str, Any]) -> list[Section]:
+    remarks = tuple(found.get("remarks") or ())
+    return [Section("Remarks", (Prose(remarks, listed=True),))] if remarks else []
+
+
 def _latency(found: Mapping[str, Any]) -> list[Part]:
-    """A table of all statistics, and a plot for each metric."""
+    """A table of all statistics, and a plot for each metric, with those of the server without speculation if known."""
+    without = found.get("baseline") or {}
     plots: list[Part] = []
     body = []
     names: list[str] = []
@@ -122,32 +145,42 @@ def _latency(found: Mapping[str, Any]) -> list[Part]:
         names = [name for name in found[metric] if not name.endswith("_ci")]
         rows = [(name, found[metric][name], ends(found[metric].get(f"{name}_ci"))) for name in names]
         body.append((label, *(with_interval(value, bounds, 1e3) for _, value, bounds in rows)))
+        plain = without.get(metric, {})
+        if plain:
+            body.append((f"{label}, without speculation", *(number(_milliseconds(plain.get(name))) for name in names)))
         drawn = [
-            Row(name, (Value(1e3 * value, *(None if end is None else 1e3 * end for end in bounds)),), 0.0)
+            Row(name, (_in_milliseconds(value, bounds), *([_in_milliseconds(plain.get(name))] if plain else [])), 0.0)
             for name, value, bounds in rows
-            if value is not None
         ]
-        plot = plot_rows(label[:1].upper() + label[1:], "milliseconds", drawn, from_zero=True)
+        series = ("with speculation", "without") if plain else ("",)
+        plot = plot_rows(label[:1].upper() + label[1:], "milliseconds", drawn, series, from_zero=True)
         plots += [] if plot is None else [plot]
     table = Table("Milliseconds, with 95% intervals: means and percentiles over requests", ("", *names), tuple(body))
     return [table, *plots]
 
 
 def _numbers(found: Mapping[str, Any]) -> Table:
-    """All single numbers, and those with a mean and a maximum."""
-    skipped = {"seed", "replications", *METRICS, *RATIOS}
+    """All single numbers, and those with a mean and a maximum, beside those without speculation."""
+    skipped = {"seed", "replications", "baseline", "over_time", *METRICS, *RATIOS}
+    without = found.get("baseline") or {}
     rows = []
     for name, value in found.items():
         if name in skipped or name.endswith("_ci"):
             continue
+        label, plain = name.replace("_", " "), without.get(name)
         if isinstance(value, int | float):
-            rows.append((name.replace("_", " "), number(value), interval(found.get(f"{name}_ci"))))
-        elif isinstance(value, Mapping) and name not in ("baseline", "over_time"):
+            rows.append(
+                (label, number(value), interval(found.get(f"{name}_ci")), "" if plain is None else number(plain))
+            )
+        elif isinstance(value, Mapping):
             for statistic, one in value.items():
                 if not statistic.endswith("_ci"):
-                    bounds = value.get(f"{statistic}_ci")
-                    rows.append((f"{name.replace('_', ' ')}, {statistic}", number(one), interval(bounds)))
-    return Table("Numbers of the run", ("measure", "value", "95% interval"), tuple(rows))
+                    beside = (plain or {}).get(statistic)
+                    cells = (interval(value.get(f"{statistic}_ci")), "" if beside is None else number(beside))
+                    rows.append((f"{label}, {statistic}", number(one), *cells))
+    head = ("measure", "value", "95% interval", "without speculation")
+    width = len(head) if without else 3
+    return Table("Numbers of the run", head[:width], tuple(row[:width] for row in rows))
 
 
 def _ratios(found: Mapping[str, Any]) -> list[Section]:
@@ -173,6 +206,12 @@ def _over_time(columns: Mapping[str, Any] | None) -> list[Section]:
         for name, label in OVER_TIME.items()
     ]
     return [Section("Over time", tuple(plot for plot in plots if plot is not None))]
+
+
+def _in_milliseconds(seconds: float | None, bounds: Bounds = None) -> Value | None:
+    """Seconds and their interval, to be drawn; None where they are not known."""
+    low, high = map(_milliseconds, ends(bounds))
+    return None if seconds is None else Value(1e3 * seconds, low, high)
 
 
 def _milliseconds(seconds: float | None) -> float | None:

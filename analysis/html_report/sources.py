@@ -14,11 +14,13 @@ from analysis.html_report.document import Page
 from analysis.html_report.imports import import_page, imported_page, log_page
 from analysis.html_report.plans import plan_page
 from analysis.html_report.runs import run_page
-from analysis.html_report.servers import server_folder_page, server_page
+from analysis.html_report.servers import server_folder_page, server_page, simulation_page
+from analysis.html_report.sweeps import is_sweep, sweep_page
 
 KNOWN = (
-    "a folder of `specdec lab`, `measure`, `serve-sim --out` or `import --out`, a round table, an engine's log, a "
-    "comparison.csv, or what `specdec plan`, `diagnose`, `compare`, `check`, `serve-sim` or `import` print with --json"
+    "a folder of `specdec lab`, `measure`, `serve-sim --out` or `import --out`, a round table, a table of `sweep`, an "
+    "engine's log, a comparison.csv, or what `specdec plan`, `diagnose`, `compare`, `check`, `serve-sim` or `import` "
+    "print with --json"
 )
 
 LARGEST_JSON = 1 << 26
@@ -37,16 +39,20 @@ def read_page(path: Path, seed: int = 0) -> Page:
     """
     if not path.exists():
         raise ValueError(f"there is nothing at {path}; name {KNOWN}")
-    if path.is_dir():
-        return _folder(path, seed)
+    try:
+        return _folder(path, seed) if path.is_dir() else _file(path, seed)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}; make it again") from error
+
+
+def _file(path: Path, seed: int) -> Page:
+    if path.suffix == ".parquet" and is_sweep(path):
+        return sweep_page(path)
     if is_round_table(path):
         return run_page(path, seed)
     if path.suffix == ".csv":
         return comparison_page(read_comparison(path), path.name, seed)
-    try:
-        found = _document(_json(path), path.name, seed)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}; make it again with --json") from error
+    found = _document(_json(path), path.name, seed)
     return log_page(path) if found is None else found
 
 
@@ -78,6 +84,8 @@ def _document(value: Any, name: str, seed: int) -> Page | None:
         return check_page(value, name)
     if {"ttft_seconds", "tpot_seconds", "replications"} <= keys:
         return server_page(value, name)
+    if {"seed", "replications", "remarks"} <= keys:
+        return simulation_page(value, name)
     if {"engine", "format", "level", "checks"} <= keys:
         return import_page(value, {}, name)
     return None

@@ -45,7 +45,9 @@ def make_plan(wanted: Wanted) -> dict[str, Any]:
         for context, limit in limits.items()
     ]  # fmt: skip
     plan: dict[str, Any] = {
+        "target": wanted.target,
         "draft": inputs.draft,
+        "device": wanted.device,
         "batches": rows,
         **{name: value for name, value in by_context[0].items() if name != "context"},
         "contexts": by_context,

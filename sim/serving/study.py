@@ -68,6 +68,7 @@ def run_study(
     relative_half_width: float | None = None,
     progress: Progress | None = None,
     out: Path | None = None,
+    command: str | None = None,
 ) -> Study:
     """Run a scenario file.
 
@@ -81,6 +82,7 @@ def run_study(
             that is not a server (see `sim.replication.replicate`).
         progress: told of each run.
         out: folder for the request and step tables of the first run.
+        command: what asks for the study, recorded in that folder.
 
     Raises:
         ValueError: the scenario is not right, a change cannot be read, or there would be no run.
@@ -93,7 +95,7 @@ def run_study(
     if scenario.get("kind", "serving") != "serving" and (out is not None or baseline):
         raise ValueError(f"only a serving scenario has tables and a baseline, got kind {scenario['kind']!r}")
     if count == 1:
-        study = single_run(scenario, seed, path.parent, out)
+        study = single_run(scenario, seed, path.parent, out, command)
         if baseline:
             study.baseline = single_run(plain, seed, path.parent, None).values
             study.ratios = {
@@ -104,7 +106,7 @@ def run_study(
             study.remarks.append("a single pair of runs gives its ratios no interval; ask for replications")
         return study
 
-    first = single_run(scenario, replication_seed(seed, 0), path.parent, out)
+    first = single_run(scenario, replication_seed(seed, 0), path.parent, out, command)
     known = [name for name, value in first.values.items() if math.isfinite(value)]
     metrics = [name for name in RATIOS if name in known] or known
 
@@ -118,7 +120,9 @@ def run_study(
     return study_of(scenario, seed, found, replicated(plain, found.count, None) if baseline else None)
 
 
-def single_run(scenario: Mapping[str, Any], seed: int, folder: Path, out: Path | None) -> Study:
+def single_run(
+    scenario: Mapping[str, Any], seed: int, folder: Path, out: Path | None, command: str | None = None
+) -> Study:
     """One run, with intervals from within it."""
     if scenario.get("kind", "serving") != "serving":
         values = run_scenario(scenario, seed, folder)
@@ -129,7 +133,7 @@ def single_run(scenario: Mapping[str, Any], seed: int, folder: Path, out: Path |
     if out is not None:
         for name, table in (("requests", log.request_table()), ("steps", log.step_table())):
             write_atomically(out / f"{name}.parquet", partial(table.to_parquet, index=False))
-        write_json({"scenario": scenario, "seed": seed}, out / "run.json")
+        write_json({"scenario": scenario, "seed": seed, "command": command}, out / "run.json")
     over_time = {str(name): column.tolist() for name, column in result.over_time.items()}
     return Study(dict(scenario), seed, result.values, result.intervals, over_time)
 

@@ -28,6 +28,13 @@ def test_a_scale_keeps_order_and_ends() -> None:
     assert at[1] - at[0] == pytest.approx(at[2] - at[1], abs=0.02)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "ticks"), [([1], [1]), ([1, 2], [1, 2]), ([1, 2, 3], [1, 2, 3]), ([1, 1.5], [1, 1.2, 1.4])]
+)
+def test_no_position_stands_between_two_positions(numbers: list[float], ticks: list[float]) -> None:
+    assert [one for one in fit_scale(numbers, 0, 400).ticks if one >= 1] == ticks
+
+
 def test_intervals_are_drawn_from_end_to_end() -> None:
     plot = plot_rows("t", "x", [Row("a", (Value(2.0, 1.0, 4.0),)), Row("b", (Value(3.0, 1.0, None),))])
     assert plot is not None

@@ -14,17 +14,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from analysis.html_report import render, visible, write_html_report
 from analysis.html_report.document import Page, Prose, Section
-from analysis.html_report.runs import command_of
+from analysis.html_report.provenance import command_of
 from analysis.html_report.sources import read_page
 from sim.records import RunMetadata, read_rounds, write_metadata, write_rounds
+from sim.sweep import run_sweep
+from sim.sweep.reading import read_design
 from specdec_lab import app
 from tests.analysis.html_outline import Outline, attribute, inside
 from tests.analysis.synthetic import MODEL_DRAFT
 
+SCENARIOS = Path(__file__).parents[2] / "sim" / "scenarios"
 SAMPLES = Path(__file__).parent / "engine_logs" / "samples"
 STYLE = Path(__file__).parents[2] / "analysis" / "html_report" / "templates" / "report.css"
 HOSTILE = (
@@ -41,6 +45,19 @@ latency: {target: {kind: constant, seconds: 0.02}, draft: {kind: constant, secon
 acceptance: {kind: iid, alpha: 0.7}
 policy: {kind: fixed, gamma: 3}
 batch_limit: 8
+"""
+SWEEP = """
+scenario:
+  kind: single
+  latency: {target: {kind: constant, seconds: 0.02}, draft: {kind: constant, seconds: 0.002}}
+  acceptance: {kind: iid, alpha: 0.7}
+  policy: {kind: fixed, gamma: 4}
+  max_new_tokens: 60
+  requests: 6
+replications: 3
+grid:
+  acceptance.alpha: [0.5, 0.8, 1.5]
+  policy.gamma: [1, 3]
 """
 
 
@@ -96,7 +113,12 @@ def sources(
     (folder / "compared.json").write_text(json.dumps(scored, default=np.generic.item))
     shutil.copy(lab / "comparison.csv", folder / "comparison.csv")
     logs = {f"log_{path.stem}": path for path in map(SAMPLES.joinpath, ("sglang.log", "llama_server.log", "vllm.log"))}
-    names = ("lab", "measure", "server", "import", "alone.parquet", "compared.json", "comparison.csv")
+    (folder / "sweep.yaml").write_text(SWEEP)
+    swept = CliRunner().invoke(app, ["sweep", str(folder / "sweep.yaml"), "--out", str(folder / "sweep.parquet")])
+    assert swept.exit_code == 1, swept.output  # one of its settings is wrong
+    (folder / "dsi.json").write_text(printed("serve-sim", str(SCENARIOS / "dsi.yaml"), "--json"))
+    names = ("lab", "measure", "server", "import", "alone.parquet", "compared.json", "comparison.csv", "sweep.parquet")
+    names += ("dsi.json",)
     return {name: folder / name for name in (*names, *(f"{name}.json" for name in pairs))} | logs
 
 
@@ -187,26 +209,108 @@ def test_every_value_of_a_plot_has_its_words_and_one_is_reached_by_tab(outlines:
     assert drawn > 20
 
 
-def test_a_page_says_what_its_source_says(sources: dict[str, Path], pages: dict[str, Path]) -> None:
+def listings(outline: Outline) -> list[str]:
+    """Commands, flags and files as they are copied from a page."""
+    return [str(one["text"]) for one in outline.named("code")]
+
+
+def test_a_page_says_what_its_source_says(
+    sources: dict[str, Path], pages: dict[str, Path], outlines: dict[str, Outline]
+) -> None:
     text = {name: unescape(path.read_text()) for name, path in pages.items()}
+    code = {name: "\n".join(listings(outline)) for name, outline in outlines.items()}
     plan = json.loads(sources["plan.json"].read_text())
     for row in plan["batches"]:
         assert f"{row['speedup']:.4g} [" in text["plan.json"]
-    assert "--speculative-config" in text["plan.json"]
+    assert plan["emit"]["vllm"] in code["plan.json"]
     diagnosis = json.loads(sources["diagnosis.json"].read_text())
     for cause in diagnosis["causes"]:
         assert cause["name"].replace("_", " ") in text["diagnosis.json"]
         assert cause["name"].replace("_", " ") in text["measure"]
     assert f"{diagnosis['speedup']:.4g}" in text["measure"]
-    assert "specdec measure --target t --draft early-exit:20 --gamma 3 --batch 1" in text["measure"]
-    assert "specdec lab --target 'synthetic target' --draft early-exit:20@5:2,3" in text["lab"]
+    assert "specdec measure --target t --draft early-exit:20 --gamma 3 --batch 1" in code["measure"]
+    assert "specdec lab --target 'synthetic target' --draft early-exit:20@5:2,3" in code["lab"]
+    assert f"specdec diagnose {sources['lab']} --draft early-exit:20 --gamma 3" in code["lab"]
     assert "mean absolute percentage error" in text["lab"]
     assert "mean absolute percentage error" in text["compared.json"]
     assert text["compared.json"].count("<tr>") == text["comparison.csv"].count("<tr>")
     assert "arrivals:" in text["server"]
-    assert "specdec report server" in text["server"]
+    assert "specdec report server" in code["server"]
     assert "Nothing fell by more than allowed" in text["check.json"]
+    study = json.loads(sources["study.json"].read_text())
     assert "Beside the same server without speculation" in text["study.json"]
+    assert f"{1e3 * study['baseline']['tpot_seconds']['p95']:.4g}" in text["study.json"]
+    dsi = json.loads(sources["dsi.json"].read_text())
+    assert f"Speedup {dsi['speedup']:.4g}" in text["dsi.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("plan.json", ["plan", "--price-per-hour", "3", "--json"]),
+        ("diagnosis.json", ["diagnose", "--json"]),
+        ("check.json", ["check", "--against"]),
+        ("study.json", ["serve-sim", "--baseline", "--replications", "2", "--json"]),
+        ("dsi.json", ["serve-sim", "--json"]),
+        ("server", ["serve-sim", "--json", "--out"]),
+        ("import", ["import", "--out"]),
+    ],
+)
+def test_a_page_names_the_command_that_makes_its_source_again(
+    sources: dict[str, Path], outlines: dict[str, Outline], tmp_path: Path, name: str, words: list[str]
+) -> None:
+    file = {"server": "run.json", "import": "import.json"}.get(name)
+    recorded = json.loads((sources[name] / file if file else sources[name]).read_text())
+    assert recorded["command"].split()[:2] == ["specdec", words[0]]
+    assert set(words) <= set(recorded["command"].split())
+    assert recorded["command"] in listings(outlines[name])
+    if not file:  # what it printed before commands were recorded is read all the same
+        (tmp_path / name).write_text(json.dumps({key: one for key, one in recorded.items() if key != "command"}))
+        write_html_report(tmp_path / name, tmp_path / "old.html")
+        assert not any(one.startswith("specdec") for one in listings(Outline((tmp_path / "old.html").read_text())))
+
+
+def test_a_run_s_own_command_goes_before_what_its_settings_amount_to(sources: dict[str, Path], tmp_path: Path) -> None:
+    write_rounds(read_rounds(sources["measure"] / "rounds.parquet"), tmp_path / "rounds.parquet")
+    settings = {"gamma": 3, "rule": "block_verification", "settings": {"temperature": 1.0}, "prompts": ["a", "b"]}
+    command = "specdec measure --draft early-exit:20 --prompts 'my own.jsonl' --rule block_verification --out x"
+    known = {"command": command, "prompts_file": "my own.jsonl", "prompts_sha256": "ab12" * 16}
+    write_metadata(RunMetadata("real", 7, drafts=(MODEL_DRAFT,), settings=settings, **known), tmp_path / "run.json")
+    write_html_report(tmp_path, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert listings(Outline(text)) == [command]
+    for said in ("my own.jsonl", "ab12" * 16, "block_verification"):
+        assert f"<td>{said}" in text or f'">{said}</td>' in text
+
+
+def test_the_design_on_a_sweep_s_page_is_the_sweep(
+    sources: dict[str, Path], outlines: dict[str, Outline], tmp_path: Path
+) -> None:
+    outline = outlines["sweep.parquet"]
+    text = unescape(str(outline.named("main")[0]["text"]))
+    assert "18 points over acceptance.alpha (3 values) and policy.gamma (2 values), 3 replications each; 6 failed." in (
+        str(outline.named("header")[0]["text"])
+    )
+    rows = pd.read_parquet(sources["sweep.parquet"])
+    kept = rows[(rows["acceptance.alpha"] == 0.8) & (rows["policy.gamma"] == 3)]
+    assert f"{kept['speedup'].mean():.4g} [" in text
+    assert "alpha must be in [0, 1], got 1.5" in text
+    design, command = listings(outline)[:2]
+    assert command == "specdec sweep sweep.yaml --out sweep.parquet"
+    (tmp_path / "sweep.yaml").write_text(design)
+    shutil.copy(sources["sweep.parquet"], tmp_path / "sweep.parquet")
+    again = run_sweep(read_design(tmp_path / "sweep.yaml"), tmp_path / "sweep.parquet", jobs=1)
+    assert (again.points, again.done_before) == (18, 18)
+
+
+def test_a_sweep_of_words_or_of_seeds_alone_has_a_page_too(tmp_path: Path) -> None:
+    policies = [{"kind": "fixed", "gamma": gamma} for gamma in (1, 2)]
+    for name, grid in (("words", {"policy": policies}), ("seeds", None)):
+        (tmp_path / "design.yaml").write_text(json.dumps(yaml.safe_load(SWEEP) | {"grid": grid, "replications": 2}))
+        run_sweep(read_design(tmp_path / "design.yaml"), tmp_path / f"{name}.parquet", jobs=1)
+        page = read_page(tmp_path / f"{name}.parquet")
+        assert [section.title for section in page.sections] == ["What the parameters do", "Every setting"]
+    assert "nothing but seeds" in page.lead[0]
 
 
 @pytest.mark.parametrize(
@@ -330,12 +434,13 @@ def test_an_empty_folder_and_a_page_over_its_source_are_refused(tmp_path: Path, 
 
 
 def test_the_command_writes_a_page_and_says_what_is_on_it(sources: dict[str, Path], tmp_path: Path) -> None:
-    assert "specdec report runs/lab" in " ".join(printed("report", "--help").split())
+    assert "specdec report docs/lab" in " ".join(printed("report", "--help").split())
     found = json.loads(printed("report", str(sources["plan.json"]), "--out", str(tmp_path / "p.html"), "--json"))
     assert found["kind"] == "plan"
     assert "For engines" in found["sections"]
     assert "page: " in printed("report", str(sources["plan.json"]), "--out", str(tmp_path / "p.html"))
-    assert f"specdec report {sources['plan.json']} --out {tmp_path / 'p.html'}" in (tmp_path / "p.html").read_text()
+    code = listings(Outline((tmp_path / "p.html").read_text()))
+    assert code[-1] == f"specdec report {sources['plan.json']} --out {tmp_path / 'p.html'}"
 
 
 def luminance(colour: str) -> float:
@@ -362,7 +467,8 @@ def test_the_style_s_colours_contrast_enough_in_light_dark_and_print() -> None:
             assert contrast(colours[series], colours["panel"]) >= LEAST_CONTRAST
 
 
-NARROW, WIDE = 400, 1200
+NARROW, A4, WIDE = 400, 680, 1200
+"""pixels; A4 without margins of 15 mm"""
 TEXT_CONTRAST = """() => {
   const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
   const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
@@ -416,7 +522,8 @@ class TestInABrowser:
 
     def test_every_page_fits_contrasts_and_is_silent(self, browser: Any, pages: dict[str, Path]) -> None:
         heights = "[...document.querySelectorAll('svg.plot text')].map(t => t.getBoundingClientRect().height)"
-        for name in ("lab", "measure", "server", "plan.json", "diagnosis.json", "import", "check.json"):
+        kinds = ("lab", "measure", "server", "study.json", "dsi.json", "sweep.parquet", "plan.json", "diagnosis.json")
+        for name in (*kinds, "import", "check.json"):
             page, complaints = self.open(browser, pages[name], NARROW)
             for width in (NARROW, WIDE):
                 page.set_viewport_size({"width": width, "height": 900})
@@ -468,6 +575,30 @@ class TestInABrowser:
         assert page.is_visible("details table")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert page.pdf()[:4] == b"%PDF"
+        page.close()
+
+    def test_every_page_fits_on_paper(self, browser: Any, pages: dict[str, Path]) -> None:
+        for name in ("lab", "study.json", "sweep.parquet", "plan.json", "diagnosis.json", "import"):
+            page, _ = self.open(browser, pages[name], A4)
+            page.emulate_media(media="print")
+            page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+            assert page.evaluate("document.documentElement.scrollWidth") <= A4, name
+            assert not page.is_visible("button"), name
+            page.close()
+
+    def test_a_command_is_copied_as_it_is(
+        self, browser: Any, pages: dict[str, Path], outlines: dict[str, Outline]
+    ) -> None:
+        page, complaints = self.open(browser, pages["plan.json"], NARROW)
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        buttons = page.locator(".listing button")
+        assert buttons.count() == len(listings(outlines["plan.json"]))
+        for number, text in enumerate(listings(outlines["plan.json"])):
+            buttons.nth(number).focus()
+            page.keyboard.press("Enter")
+            buttons.nth(number).get_by_text("Copied").wait_for()
+            assert page.evaluate("navigator.clipboard.readText()") == text
+        assert complaints == []
         page.close()
 
     def test_hostile_names_and_logs_run_nothing(self, browser: Any, sources: dict[str, Path], tmp_path: Path) -> None:

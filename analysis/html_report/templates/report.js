@@ -1,4 +1,5 @@
-// Words beside the value that is pointed at or focused; arrow keys go from value to value; details open for printing.
+// Words beside the value that is pointed at or focused; arrow keys go from value to value; listings can be copied;
+// details open for printing.
 (() => {
   const tip = document.getElementById("tip");
   const hide = () => { tip.hidden = true; };
@@ -35,6 +36,20 @@
         next.focus();
       });
     });
+  }
+  for (const listing of document.querySelectorAll(".listing")) {
+    const text = listing.querySelector("pre");
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = "Copy";
+    button.setAttribute("aria-live", "polite");
+    const select = () => { getSelection().selectAllChildren(text); return document.execCommand("copy"); };
+    button.addEventListener("click", async () => {
+      const copied = await navigator.clipboard?.writeText(text.textContent).then(() => true, () => false) || select();
+      button.textContent = copied ? "Copied" : "Press Ctrl+C";
+      setTimeout(() => { button.textContent = "Copy"; }, 2000);
+    });
+    listing.prepend(button);
   }
   window.addEventListener("beforeprint", () => {
     for (const one of document.querySelectorAll("details")) one.open = true;

@@ -72,7 +72,8 @@ def test_a_run_of_this_program_is_imported_and_written_again(
     assert call(monkeypatch, str(run), "--out", str(tmp_path / "a"), "--json") == 0
     first = json.loads(capsys.readouterr().out)
     assert call(monkeypatch, str(tmp_path / "a"), "--json") == 0
-    assert json.loads(capsys.readouterr().out) == first | {"files": [str(tmp_path / "a")]}
+    again = {"files": [str(tmp_path / "a")], "command": f"specdec import {tmp_path / 'a'} --json"}
+    assert json.loads(capsys.readouterr().out) == first | again
 
 
 @pytest.mark.parametrize(
