@@ -244,8 +244,8 @@ def describe(
     drafts: tuple[str, ...],
     settings: dict[str, Any],
     seed: int,
-    command: str | None,
-    prompts_file: Path | None,
+    command: str | None = None,
+    prompts_file: Path | None = None,
 ) -> RunMetadata:
     """Everything needed to make a run again."""
     if isinstance(target.decoder, CompiledDecoder):

@@ -277,7 +277,8 @@ def write_atomically(path: Path, write: Callable[[str], Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}; name another place") from error
+        why = f"{path.parent} is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise ValueError(f"cannot write {path}: {why}; name another place") from error
     os.close(handle)
     try:
         write(part)

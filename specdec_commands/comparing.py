@@ -82,13 +82,12 @@ def lab(
         seed=seed,
     )
     prompt_set = read_prompts(prompts)
+    loaded = load_if_it_fits(
+        target, device, dtype, threads, drafts=[one.name for one in plan.drafts], compiled=compiled,
+        tokens=max(longest_prompt_tokens(prompt_set), *plan.contexts) + max_new_tokens + plan.new_tokens[-1],
+        caches=2 + sum(len(one.evaluation_gammas) for one in plan.drafts),
+    )  # fmt: skip
     with Progress(quiet=as_json) as progress:
-        progress("load the models", 0, 1, target)
-        loaded = load_if_it_fits(
-            target, device, dtype, threads, drafts=[one.name for one in plan.drafts], compiled=compiled,
-            tokens=max(longest_prompt_tokens(prompt_set), *plan.contexts) + max_new_tokens + plan.new_tokens[-1],
-            caches=2 + sum(len(one.evaluation_gammas) for one in plan.drafts),
-        )  # fmt: skip
         try:
             experiment.run(
                 loaded, prompt_set, plan, out, resume, progress,

@@ -42,9 +42,8 @@ def distill(
     from paper_figs.distillation_curve import draw
     from real import distill as training
 
+    loaded = load_if_it_fits(target, device, None, threads)
     with Progress(quiet=as_json) as progress:
-        progress("load the models", 0, 1, target)
-        loaded = load_if_it_fits(target, device, None, threads)
         plan = training.make_plan(loaded, out, minutes=minutes, shards=shards, steps=steps, seed=seed)
         if not as_json:
             typer.echo(f"{plan.positions:,} positions, {plan.steps:,} steps: the same as "

@@ -54,7 +54,12 @@ def measure(
         ),
     ] = "fixed",
     rule: Annotated[
-        str | None, typer.Option(help="Verification rule by name; the lossless default if left out.")
+        str | None,
+        typer.Option(
+            help="Verification rule above temperature 0: for chains rejection_sampling, block_verification or "
+            "exact_match, for trees multi_round or without_replacement; typical_acceptance and lenience change the "
+            "distribution."
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Prompts decoded together, without a draft as with it.")] = 1,
     target: TargetName = DEFAULT_TARGET,

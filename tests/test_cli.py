@@ -102,7 +102,7 @@ def test_theory_prints_the_source_table_beside_formula_and_exact_values(
         (("simulate", "--alfa", "0.8"), "No such option: --alfa"),
         (("simulation",), "No such command 'simulation'"),
         (("theory", "more"), "unexpected extra argument"),
-        ((*SIMULATE, "--out", "/dev/null/x.parquet"), "cannot write /dev/null/x.parquet: Not a directory"),
+        ((*SIMULATE, "--out", "/dev/null/x.parquet"), "cannot write /dev/null/x.parquet: /dev/null is no folder;"),
         ((*SIMULATE, "--engine", "fast"), "engine must be 'auto', 'numpy' or 'simpy', got 'fast'"),
         (("fit", "nowhere"), "no round table at nowhere"),
         (("compare", "nowhere"), "nowhere/run.json is not readable run metadata"),
@@ -121,9 +121,10 @@ def test_bad_use_is_one_line_and_exit_code_two(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, *words) == 2
-    (error,) = capsys.readouterr().err.strip().splitlines()
+    *progress, error = capsys.readouterr().err.strip().splitlines()
     assert error.startswith("specdec: ")
     assert says in error
+    assert not progress or words[0] == "lab"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 from typer.testing import CliRunner
@@ -171,6 +172,17 @@ def test_what_is_not_run_is_listed_with_its_reason() -> None:
         listed = NOT_RUN.get(page, {})
         assert len(shown) == len(listed), page
         assert all(any(text.startswith(start) for text in shown) for start in listed), page
+
+
+def test_every_file_and_name_of_ours_that_a_page_mentions_is_there() -> None:
+    named = 0
+    for page in PAGES:
+        prose = re.sub(r"```.*?```", "", (DOCS / page).read_text(), flags=re.DOTALL)
+        for name in re.findall(r"`((?:sim|real|analysis|tests|docs|paper_figs)[./][\w./-]+)`", prose):
+            if name != "paper_figs/out":  # made by `specdec figures`
+                assert (ROOT / name).exists() if "/" in name else resolve_name(name), f"{page}: {name}"
+                named += 1
+    assert named > 20
 
 
 def test_a_block_that_fails_is_noticed(folder: Path) -> None:

@@ -112,7 +112,7 @@ def test_kinds_of_unlike_size_are_spread_over_the_whole() -> None:
 
 def test_a_folder_with_a_run_is_not_overwritten(target: Target, tmp_path: Path) -> None:
     run(target, PROMPTS, PLAN, tmp_path, resume=False, progress=silent)
-    with pytest.raises(ValueError, match="already holds a run; name another folder with --out, or .* with --resume"):
+    with pytest.raises(ValueError, match=r"already holds a run; name another folder with --out, or .* with --resume"):
         run(target, PROMPTS, PLAN, tmp_path, resume=False, progress=silent)
     with pytest.raises(ValueError, match="holds a run with settings"):
         run(target, PROMPTS, replace(PLAN, seed=4), tmp_path, resume=True, progress=silent)
