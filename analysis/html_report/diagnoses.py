@@ -67,19 +67,21 @@ def diagnosis_sections(found: Mapping[str, Any]) -> list[Section]:
 
 
 def _causes(found: Mapping[str, Any]) -> list[Part]:
+    causes = (*found["causes"], *found["gains"])
     rows = [
         (
             _words(one["name"]),
             "unknown" if one["share"] is None else with_interval(one["share"], one["share_ci"], 100),
             with_interval(one["seconds_per_token"], one["seconds_per_token_ci"], 1e3),
-            one["remedy"],
         )
-        for one in (*found["causes"], *found["gains"])
+        for one in causes
     ]
     if not rows:
         return [Prose(("No cause is named: what was measured does not tell.",))]
-    head = ("cause", "share of the loss, %", "milliseconds per token", "what to do")
+    head = ("cause", "share of the loss, %", "milliseconds per token")
     table = Table("Causes, largest first, with 95% intervals", head, tuple(rows))
+    # a list, since sentences in a table's last column lie out of sight on a phone
+    remedies = Prose(tuple(f"{_words(one['name'])}: {one['remedy']}" for one in causes), listed=True)
     waterfall = plot_rows(
         "From the ideal speedup to the measured one",
         "speedup (×), log scale",
@@ -89,7 +91,7 @@ def _causes(found: Mapping[str, Any]) -> list[Part]:
         note="A cause divides the speedup by the same factor wherever it stands; its whiskers are the 95% interval "
         "given the step before.",
     )
-    return [*([] if waterfall is None else [waterfall]), table]
+    return [*([] if waterfall is None else [waterfall]), table, remedies]
 
 
 def _waterfall(found: Mapping[str, Any]) -> list[Row]:

@@ -39,7 +39,11 @@ def log_page(path: Path) -> Page:
     """
     log = read_log(path)
     tables = {name: getattr(log, name) for name in ("series", "requests")}
-    return import_page(log.summary(), {name: one for name, one in tables.items() if one is not None}, path.name)
+    return import_page(
+        log.summary() | {"files": [path.name]},
+        {name: one for name, one in tables.items() if one is not None},
+        path.name,
+    )
 
 
 def imported_page(folder: Path) -> Page:

@@ -24,7 +24,6 @@ from analysis.html_report.document import (
 )
 from analysis.html_report.plots import SERIES, Row, Series, Value, plot_rows, plot_xy
 from sim.output_analysis import mean_interval
-from sim.sweep.design import ROW_COLUMNS
 from sim.sweep.parts import made_by
 
 MEASURES = {
@@ -35,7 +34,7 @@ MEASURES = {
     "block_efficiency": ("tokens per round", 1.0),
 }
 """what is shown of a sweep, and the factor to that unit; of one that has none of them, its first results"""
-MOST_RESULTS = 4
+MOST_RESULTS = 5
 MOST_SETTINGS = 200
 """that a page shows, of a sweep that may have a million"""
 WHISKERS_FROM = 3
@@ -57,9 +56,9 @@ def sweep_page(path: Path) -> Page:
     made = made_by(path)
     design = made["identity"]["design"]
     parameters, results = list(design["order"]), list(made["results"].values())
-    rows = pd.read_parquet(path, columns=[*ROW_COLUMNS, *parameters, *results])
-    measures = [name for name in MEASURES if name in rows and rows[name].notna().any()]
-    measures = measures or [name for name in results if _is_number(rows[name])][:MOST_RESULTS]
+    candidates = [name for name in MEASURES if name in results] or results
+    rows = pd.read_parquet(path, columns=["error", *parameters, *candidates])
+    measures = [name for name in candidates if _is_number(rows[name]) and rows[name].notna().any()][:MOST_RESULTS]
     groups = rows.groupby(parameters, sort=False, dropna=False) if parameters else rows.groupby(np.zeros(len(rows)))
     settings = _settings(groups, parameters, measures)
     failed = int(rows["error"].notna().sum())

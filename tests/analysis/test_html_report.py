@@ -443,6 +443,17 @@ def test_the_command_writes_a_page_and_says_what_is_on_it(sources: dict[str, Pat
     assert code[-1] == f"specdec report {sources['plan.json']} --out {tmp_path / 'p.html'}"
 
 
+def test_a_log_or_json_is_reported_from_standard_input(sources: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("plan.json", "log_vllm"):
+        words = ["report", "-", "--out", str(tmp_path / name)]
+        result = CliRunner().invoke(app, words, input=sources[name].read_bytes())
+        assert result.exit_code == 0, result.output
+        assert read_page(sources[name]).lead[0] in unescape((tmp_path / name).read_text())
+        assert "/tmp" not in (tmp_path / name).read_text().replace(str(tmp_path), "")
+    refused = CliRunner().invoke(app, ["report", "-", "--out", str(tmp_path / "none")])
+    assert str(refused.exception) == "standard input is empty"
+
+
 def luminance(colour: str) -> float:
     """WCAG 2.2's relative luminance of #rrggbb."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
