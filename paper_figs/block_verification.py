@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.losslessness import RULES, Rule
+from paper_figs import PUBLISHED
 from paper_figs.pair_counts import BLOCK_CSV, tokens_per_round
 from paper_figs.style import COLUMN_INCHES, GUIDE, kinds, letter, new_figure, palette, style
 from sim.theory import FloatArray
@@ -27,7 +28,6 @@ CAPTION = (
     "embedded pair at temperature 1 with its 8-bit draft and its distilled head, with 95% intervals over prompts."
 )
 P, Q = np.array([1 / 3, 2 / 3]), np.array([2 / 3, 1 / 3])
-PUBLISHED = Path(__file__).parent / "data" / "published_speedups.csv"
 LABELS = {"ideal": "knowing the block's law", "block": "block", "token": "token by token"}
 CHAIN_RULES = {"token": "rejection_sampling", "block": "block_verification"}
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.optimize import brentq
 
+from analysis.acceptance.laws import solve_alpha
 from paper_figs.style import COLUMN_INCHES, GUIDE, INK, intervals, kinds, letter, new_figure, style
 from sim.acceptance import IidAcceptance
 from sim.engine import Scenario, run_rounds
@@ -43,8 +43,7 @@ def loop_ms(draft_length: int) -> float:
 
 def implied_alpha(ms_per_token: float, draft_length: int = PRINTED_K) -> float:
     """The acceptance rate at which eq. 1 gives this mean time of a token."""
-    tokens = loop_ms(draft_length) / ms_per_token
-    return float(brentq(lambda alpha: float(expected_tokens(alpha, draft_length)) - tokens, 0.0, 1.0))
+    return solve_alpha(loop_ms(draft_length) / ms_per_token, draft_length)
 
 
 def rounds_law(alpha: float, draft_length: int, tokens: int) -> FloatArray:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from paper_figs.style import COLUMN_INCHES, caption_below, kinds, new_figure, save, style
+from paper_figs.style import COLUMN_INCHES, kinds, new_figure, save_alone, style
 
 NAME = "distillation_curve"
 
@@ -42,5 +42,4 @@ def draw(curve: pd.DataFrame, unique_positions: int, out_dir: Path, caption: str
         axes.set(xlabel="Training positions seen [millions of tokens]", ylabel="Acceptance rate α, held out")
         axes.set_xlim(left=0)
         axes.legend(loc="best")
-        caption_below(figure, caption)
-        return save(figure, curve, out_dir, NAME, caption)
+        return save_alone(figure, curve, out_dir, NAME, caption)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from paper_figs import PUBLISHED
 from paper_figs.style import COLUMN_INCHES, GUIDE, new_figure, palette, style
 from sim.theory import speedup
 
@@ -19,7 +20,6 @@ CAPTION = (
     "by the authors (rings), and by Theorem 3.8 from the printed α, γ and c (dots; bars: what the rounding of α and c "
     "leaves open)."
 )
-PUBLISHED = Path(__file__).parent / "data" / "published_speedups.csv"
 HALF_STEP = 0.005
 """alpha and c are printed to two decimals"""
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from paper_figs import PUBLISHED
 from paper_figs.style import COLUMN_INCHES, GUIDE, kinds, letter, new_figure, style
 from sim.architectures.catalogue import find_architecture
 from sim.hardware import find_device
@@ -29,7 +30,6 @@ CAPTION = (
     "other speedups {error:.0%}. (b) Priced against the batch, up to what the KV memory holds. Beyond a context of "
     "some thousand tokens a larger batch gains more."
 )
-PUBLISHED = Path(__file__).parent / "data" / "published_speedups.csv"
 TARGET, DEVICE, DEVICES = "llama-3.1-8b", "a100", 8
 GAMMA, SPARSE_TOKENS = 2, 512
 CALIBRATION = (32, 4000)

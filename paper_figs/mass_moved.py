@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.losslessness import CheckResult
 from analysis.losslessness.result import HypothesisResult
-from paper_figs.style import COLUMN_INCHES, caption_below, new_figure, palette, save, style
+from paper_figs.style import COLUMN_INCHES, new_figure, palette, save_alone, style
 
 NAME = "mass_moved"
 MAX_TOKENS = 64
@@ -65,5 +65,4 @@ def draw(result: CheckResult, out_dir: Path, caption: str = "") -> dict[str, Pat
         axes.set(xlabel="Token", ylabel="Observed − target probability")
         axes.set_title(f"{test.name}, {test.design} design")
         axes.legend(loc="best")
-        caption_below(figure, caption or result.verdict)
-        return save(figure, table, out_dir, NAME, caption or result.verdict)
+        return save_alone(figure, table, out_dir, NAME, caption or result.verdict)

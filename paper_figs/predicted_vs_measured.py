@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from analysis.compare import COMPARISON_COLUMNS
-from paper_figs.style import COLUMN_INCHES, GUIDE, INK, MARKERS, caption_below, new_figure, palette, save, style
+from paper_figs.style import COLUMN_INCHES, GUIDE, INK, MARKERS, new_figure, palette, save_alone, style
 
 NAME = "predicted_vs_measured"
 BAND = 0.05
@@ -41,10 +41,7 @@ def draw(comparison: pd.DataFrame, out_dir: Path, caption: str = "") -> dict[str
         ValueError: the comparison lacks a column, has no rows, or has more drafts or categories than can be told apart.
     """
     with style():
-        figure = figure_of(comparison)
-        if caption:
-            caption_below(figure, caption)
-        return save(figure, comparison, out_dir, NAME, caption)
+        return save_alone(figure_of(comparison), comparison, out_dir, NAME, caption)
 
 
 def figure_of(comparison: pd.DataFrame) -> Figure:

@@ -11,6 +11,7 @@ from matplotlib.ticker import NullLocator
 
 from analysis.published import predict_published, score_published
 from analysis.published.rows import read_published
+from paper_figs import PUBLISHED
 from paper_figs.style import COLUMN_INCHES, GUIDE, new_figure, palette, style
 
 NAME = "published_predictions"
@@ -21,7 +22,6 @@ CAPTION = (
     "the inputs; thin bars: with what the intervals of all other sources missed (aim 95%), which hold {held:.0%} of "
     "the measured values. Dashed: equality. No measured speedup enters a prediction."
 )
-PUBLISHED = Path(__file__).parent / "data" / "published_speedups.csv"
 SHORT = {
     "arXiv:2211.17192": "Leviathan",
     "arXiv:2408.11049": "MagicDec",

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
+from paper_figs import PUBLISHED
 from paper_figs.style import COLUMN_INCHES, GUIDE, intervals, kinds, letter, new_figure, style
 from sim.architectures.catalogue import find_architecture
 from sim.controllers import Controller
@@ -33,7 +34,6 @@ CAPTION = (
     "under vLLM on an H100: Llama 3.1 8B with an EAGLE-3 head, mean of three tasks, bars from the least to the "
     "greatest."
 )
-PUBLISHED = Path(__file__).parent / "data" / "published_speedups.csv"
 TARGET, DRAFT, DEVICE = "llama-3.1-8b", "llama-3.2-1b", "h100"
 LABELS = {
     "goodput": "goodput, γ ≤ 8",

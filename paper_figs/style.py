@@ -93,6 +93,13 @@ def letter(axes: Sequence[Axes], titles: Sequence[str]) -> None:
         one.set_title(f"({chr(ord('a') + place)}) {title}", loc="left")
 
 
+def save_alone(figure: Figure, data: pd.DataFrame, folder: Path, name: str, caption: str) -> dict[str, Path]:
+    """Write a figure that no page captions, as `save` does, with its caption printed under it if there is one."""
+    if caption:
+        caption_below(figure, caption)
+    return save(figure, data, folder, name, caption)
+
+
 def caption_below(figure: Figure, caption: str) -> None:
     """Print a caption under a figure that stands alone, at the least size that can be read in a column."""
     figure.supxlabel("\n".join(wrap(caption, 72)), fontsize=6, color="#555555", x=0.5, linespacing=1.3)

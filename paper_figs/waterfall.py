@@ -15,10 +15,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from analysis.diagnose import Diagnosis
 from analysis.diagnose.causes import Cause
-from paper_figs.style import COLUMN_INCHES, caption_below, new_figure, palette, save, style
+from paper_figs.style import COLUMN_INCHES, GUIDE, new_figure, palette, save_alone, style
 
 NAME = "waterfall"
-GUIDE = "#8a8a8a"
 IDEAL, MEASURED = "ideal", "measured"
 COLOURS = dict(zip((MEASURED, "cause", "gain"), palette(3), strict=True)) | {IDEAL: (0.55, 0.55, 0.55)}
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100)
@@ -77,10 +76,7 @@ def draw(diagnosis: Diagnosis, out_dir: Path, caption: str = "") -> dict[str, Pa
     """
     steps = steps_of(diagnosis)
     with style():
-        figure = plot(steps)
-        if caption:
-            caption_below(figure, caption)
-        return save(figure, steps, out_dir, NAME, caption)
+        return save_alone(plot(steps), steps, out_dir, NAME, caption)
 
 
 def plot(steps: pd.DataFrame) -> Figure:

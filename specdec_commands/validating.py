@@ -33,10 +33,10 @@ def validate_published(
     """
     from analysis.published import predict_published, score_published
     from analysis.published.rows import read_published
+    from paper_figs import PUBLISHED
     from sim.records import write_atomically
 
-    committed = Path(__file__).parents[1] / "paper_figs" / "data" / "published_speedups.csv"
-    reference = read_published(committed)
+    reference = read_published(PUBLISHED)
     predictions = predict_published(reference if file is None else read_published(file), reference)
     scores = score_published(predictions)
     if out is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from analysis.diagnose import Diagnosis, diagnose
 from analysis.published import predict_published, score_published
 from analysis.published.rows import read_published
+from paper_figs import PUBLISHED
 from tests import bench_plan
 from tests.analysis.drawn_costs import drawn_run
 from tests.analysis.engine_logs.big_logs import MEASURE, vllm_lines, write
@@ -23,7 +24,6 @@ Row = dict[str, float | bool]
 LOG_BYTES = 10**9
 RUNS = 100
 """planted runs of each cause"""
-PUBLISHED = Path(__file__).parents[1] / "paper_figs" / "data" / "published_speedups.csv"
 ASKED = {"2211.17192": ("leviathan", 12.0), "2408.11049": ("magicdec", 3.0), "2402.12374": ("specinfer_trees", 8.0)}
 """percent, by what a source's name holds"""
 

@@ -87,12 +87,17 @@ def alpha_of_mean(mean_length: float, gamma: float) -> float:
         raise ValueError(f"gamma must be above 0 and at most {LONGEST_DRAFT} drafted tokens, got {gamma}")
     if not 1 - SAME <= mean_length <= gamma + 1 + SAME:
         raise ValueError(f"a mean length must be in [1, {gamma + 1:g}] at gamma {gamma:g}, got {mean_length:g}")
-    if mean_length <= 1:
+    return solve_alpha(mean_length, gamma)
+
+
+def solve_alpha(tokens: float, gamma: float) -> float:
+    """Eq. 1 solved for alpha, of any gamma above 0; 0 for a token or less in a round, 1 for gamma + 1 or more."""
+    if tokens <= 1:
         return 0.0
-    if mean_length >= gamma + 1:
+    if tokens >= gamma + 1:
         return 1.0
-    # Eq. 1 rises, for whole gamma with a slope of at least 1, so that alpha is as exact as the length.
-    return float(brentq(lambda alpha: _tokens(alpha, gamma) - mean_length, 0.0, 1.0, xtol=1e-15))
+    # Eq. 1 rises, for whole gamma with a slope of at least 1, so that alpha is as exact as the tokens.
+    return float(brentq(lambda alpha: _tokens(alpha, gamma) - tokens, 0.0, 1.0, xtol=1e-15))
 
 
 def _tokens(alpha: float, gamma: float) -> float:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from scipy.optimize import brentq
 
+from analysis.acceptance.laws import solve_alpha
 from analysis.diagnose.acceptance_findings import Finding, falls_over_log
 from analysis.diagnose.remedies import LENGTH_ONE, Facts
 from analysis.fit.acceptance import wilson
 from sim.records import ROUND_SECONDS
-from sim.theory import expected_tokens
 
 if TYPE_CHECKING:
     from analysis.engine_logs import ImportedLog
@@ -42,7 +41,7 @@ def facts_of_log(log: ImportedLog, gamma: int | None, mean: float) -> Facts:
     """Facts from sums: the acceptance rate is the iid one that gives the mean length (Leviathan et al. 2023, eq. 1)."""
     alpha = bounds = None
     if gamma and log.rounds and log.drafted != 0 and 1 <= mean <= gamma + 1:
-        alpha = float(brentq(lambda rate: float(expected_tokens(rate, gamma)) - mean, 0.0, 1.0))
+        alpha = solve_alpha(mean, gamma)
         accepted = log.rounds * (mean - 1)
         # of every round its first token was tested at least
         interval_of_alpha = wilson(max(accepted / alpha, log.rounds) if alpha else log.rounds, accepted)

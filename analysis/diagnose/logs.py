@@ -56,7 +56,10 @@ def diagnose_files(
         return diagnose(source, other, draft, gamma, seed)
     if draft is not None or gamma is not None:
         raise ValueError(f"{path} is a log of {source.engine}, which tells no drafts apart; leave draft and gamma out")
-    return diagnose_log(source, None if baseline is None else baseline_seconds(baseline), seed, token_seconds(path))
+    own = seconds_per_token(source)
+    if own is None and source.round_table is None:
+        own = token_seconds(path)  # reads the file once more
+    return diagnose_log(source, own, None if baseline is None else baseline_seconds(baseline), seed)
 
 
 def read_source(path: Path) -> pd.DataFrame | ImportedLog:
@@ -129,16 +132,14 @@ def seconds_per_token(log: ImportedLog) -> float | None:
     return float(sums[column].sum() / sums["output_tokens"].sum())
 
 
-def diagnose_log(
-    log: ImportedLog, baseline: float | None = None, seed: int = 0, seconds: float | None = None
-) -> Diagnosis:
+def diagnose_log(log: ImportedLog, own: float | None = None, baseline: float | None = None, seed: int = 0) -> Diagnosis:
     """Diagnose an engine's log.
 
     Args:
         log: as `analysis.engine_logs.read_log` gives it.
+        own: its seconds per token; None where they are not known.
         baseline: seconds per token without speculation; None where they are not known.
         seed: of the bootstrap over requests.
-        seconds: per token of the log, where its requests do not tell.
 
     Raises:
         ValueError: the log has no mean acceptance length.
@@ -166,8 +167,6 @@ def diagnose_log(
         if found is not None:
             findings.append(found)
             references.append(np.array([found.evidence["block_efficiency_first_quarter"]]))
-    own = seconds_per_token(log)
-    own = seconds if own is None else own
     drafting = drafting_per_round(log)
     if own is not None and drafting is not None and drafting >= own * mean:
         warnings.append(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from scipy.optimize import brentq
-
+from analysis.acceptance.laws import solve_alpha
 from analysis.diagnose.acceptance_findings import FALLS_WITH_CONTEXT, UNREPRESENTATIVE, Finding
 from analysis.diagnose.speedup_loss import RoundCosts
 from sim.theory import expected_tokens
@@ -186,11 +185,7 @@ def finding_remedy(finding: Finding) -> str:
 def break_even(costs: RoundCosts, gamma: int) -> float | None:
     """The iid acceptance rate at which drafting gamma tokens costs no time and gains none; None where none does."""
     price = float((costs.seconds_per_token * costs.tokens / costs.step_seconds)[0])
-    if price >= gamma + 1:
-        return None
-    if price <= 1:
-        return 0.0
-    return float(brentq(lambda alpha: float(expected_tokens(alpha, gamma)) - price, 0.0, 1.0))
+    return None if price >= gamma + 1 else solve_alpha(price, gamma)
 
 
 def _break_even(costs: RoundCosts, gamma: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def read_inputs(wanted: Wanted) -> Inputs:
             wanted.batches or (1,),
         )
     if wanted.device is not None:
-        wanted = replace(wanted, device=find_device(wanted.device).name)
+        find_device(wanted.device)  # before anything is read that takes longer
     if wanted.categories:
         raise ValueError("categories are those of a run's prompts; name the run, or leave them out")
     if wanted.acceptance is None:

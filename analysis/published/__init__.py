@@ -145,7 +145,8 @@ def predict_published(rows: Sequence[PublishedRow], reference: Sequence[Publishe
         `source_prediction` and `source_error_percent`, `tokens`, `draft_cost` and `verify_cost` (target forwards),
         `basis` (where both are from), and `reason` where the row was not predicted. What is missing is NaN or None.
     """
-    table, others = _by_inputs(rows), _by_inputs(reference)
+    table = _by_inputs(rows)
+    others = table.copy() if reference is rows else _by_inputs(reference)
     missed = {source: missed_by_others(others, source) for source in table["source"].unique()}
     table["lo"] *= [missed[source].lower for source in table["source"]]
     table["hi"] *= [missed[source].upper for source in table["source"]]

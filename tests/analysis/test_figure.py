@@ -77,7 +77,7 @@ def test_text_can_be_read_at_a_column_s_width(comparison: pd.DataFrame, tmp_path
         return {}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("paper_figs.predicted_vs_measured.save", note)
+        patch.setattr("paper_figs.style.save", note)
         draw(comparison, tmp_path, "A caption of the length that a run has, with its device and threads. " * 3)
     assert min(sizes) >= 6
 
